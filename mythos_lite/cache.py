@@ -1,0 +1,98 @@
+"""What attention remembers while a sequence grows.
+
+In a loop a layer number does not name a set of keys: the core attends once per loop and each time
+to other states. Entries are therefore keyed by (stage, layer, loop).
+
+Layers write during a forward pass; the model advances the cache once, after it. What was written
+but not advanced does not count: a pass that failed half-way, or that read the coda out after every
+loop, leaves no trace.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class CacheKey(NamedTuple):
+    stage: str
+    """``"prelude"``, ``"core"`` or ``"coda"``"""
+    layer: int
+    loop: int = 0
+
+
+class Cache:
+    """Tensors per (stage, layer, loop), each with positions on its second-last axis.
+
+    ``length`` is the number of positions seen, ``n_loops`` the loop count it was filled at and
+    ``batch_size`` its batch; the last two are ``None`` while it is empty. Under a sliding window
+    only the last window − 1 positions are kept, which is all that later tokens can see.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.n_loops: int | None = None
+        self.batch_size: int | None = None
+        self._kept = 0
+        self._entries: dict[CacheKey, tuple[Tensor, ...]] = {}
+
+    @property
+    def n_kept(self) -> int:
+        """Positions that entries hold: ``length``, or at most window − 1."""
+        return self._kept
+
+    def check(self, batch_size: int, n_loops: int) -> None:
+        """``ValueError`` unless the cache is empty or was filled with this batch size and loop count."""
+        if self.length and n_loops != self.n_loops:
+            raise ValueError(
+                f"the cache was filled at n_loops={self.n_loops} and cannot be used at n_loops={n_loops}: "
+                f"loop {min(n_loops, self.n_loops) + 1} would see keys of other tokens than the loops before it. "
+                f"Keep n_loops={self.n_loops}, or start a new Cache()"
+            )
+        if self.length and batch_size != self.batch_size:
+            raise ValueError(
+                f"the cache holds {self.batch_size} sequences and cannot be used for {batch_size}; start a new Cache()"
+            )
+
+    def put(self, key: CacheKey, *new: Tensor) -> tuple[Tensor, ...]:
+        """Store new positions under ``key`` and return past and new ones together.
+
+        Each tensor is (…, T, width); what comes back is (…, n_kept + T, width).
+        """
+        past = self._entries.get(key)
+        if past is not None and self._kept:
+            new = tuple(
+                torch.cat([old[..., : self._kept, :], fresh], dim=-2) for old, fresh in zip(past, new, strict=True)
+            )
+        self._entries[key] = new
+        return new
+
+    def fill_loops(self, first: int, n_loops: int) -> None:
+        """Give the core's loops ``first`` to ``n_loops`` − 1 the entries of the loop before ``first``.
+
+        An early exit skips these loops. Where the state has stopped changing, their keys would have
+        equalled the last computed ones, so later tokens may attend to those.
+        """
+        for key in [k for k in self._entries if k.stage == "core" and k.loop == first - 1]:
+            fresh = tuple(tensor[..., self._kept :, :] for tensor in self._entries[key])
+            for loop in range(first, n_loops):
+                self.put(key._replace(loop=loop), *fresh)
+
+    def advance(self, n_new: int, n_loops: int, batch_size: int, window: int | None) -> None:
+        """Count ``n_new`` positions as seen and let go of what the window has passed."""
+        self.length += n_new
+        self.n_loops, self.batch_size = n_loops, batch_size
+        self._kept += n_new
+        if window is not None and self._kept > window - 1:
+            self._kept = window - 1
+            # A copy, so that the memory of what has left the window is really given back.
+            self._entries = {
+                key: tuple(tensor[..., tensor.shape[-2] - self._kept :, :].clone() for tensor in entry)
+                for key, entry in self._entries.items()
+            }
+
+    def n_bytes(self) -> int:
+        """Bytes that the cached tensors take."""
+        return sum(t.numel() * t.element_size() for entry in self._entries.values() for t in entry)

@@ -1,0 +1,152 @@
+"""Files: ``config.json`` and ``model.safetensors``, written whole or not at all.
+
+A checkpoint is a configuration and named tensors; this module knows nothing of the model class, so
+the model can use it. Nothing is ever unpickled.
+
+A new checkpoint folder is written beside its place and moved there in one step. Into a folder that
+exists, each file is replaced in one step; the weights name the configuration they belong to, so a
+crash between the two is found out at loading and never runs with the wrong shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mythos_lite.config import ModelConfig
+
+FORMAT = "mythos-lite"
+VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+class CheckpointError(ValueError):
+    """Files that cannot be loaded; the message says which and why."""
+
+
+def shipped_names() -> list[str]:
+    """Names that ``from_pretrained`` takes besides folders."""
+    return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG_FILE).is_file())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` in one step: readers see the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp files are private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def make_folder(folder: str | os.PathLike) -> Path:
+    """Create ``folder`` and its parents; ``OSError`` with a plain reason where it cannot be written."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write into this folder ({error.strerror})", str(folder)) from error
+    return folder
+
+
+def _config_text(config: ModelConfig, notes: dict) -> str:
+    content = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), **({"notes": notes} if notes else {})}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _fingerprint(config: ModelConfig) -> str:
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: dict[str, Tensor], notes: dict) -> Path:
+    """Write configuration, tensors and ``notes`` (plain JSON values) into ``folder``; return it."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"the weight {name!r} holds values that are not finite; nothing was written")
+    config_text = _config_text(config, notes).encode()
+    metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(config)}
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    folder = make_folder(folder)
+    write_bytes(folder / WEIGHTS_FILE, weights)
+    write_bytes(folder / CONFIG_FILE, config_text)
+    return folder
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; ``CheckpointError`` if it is missing, cut short or no such file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_checkpoint(folder_or_name: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor], dict]:
+    """Configuration, tensors and notes of a checkpoint folder, or of a shipped name."""
+    folder = Path(folder_or_name)
+    if not folder.is_dir():
+        if str(folder_or_name) not in shipped_names():
+            names = ", ".join(repr(name) for name in shipped_names()) or "none"
+            raise CheckpointError(f"{str(folder_or_name)!r} is neither a folder nor a shipped checkpoint ({names})")
+        folder = SHIPPED / str(folder_or_name)
+    config, notes = _read_config(folder / CONFIG_FILE)
+    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} was not written by {FORMAT}")
+    if metadata.get("config") != _fingerprint(config):
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} belongs to another configuration than {folder / CONFIG_FILE}")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{folder / WEIGHTS_FILE}: the weight {name!r} holds values that are not finite")
+    return config, tensors, notes
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, dict]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{path} was not written by {FORMAT}")
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{path} has version {content.get('version')!r}; this package reads version {VERSION}")
+    try:
+        return ModelConfig.from_dict(content["model"]), content.get("notes", {})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
+    """``CheckpointError`` unless both have the same names and shapes."""
+    if missing := sorted(set(expected) - set(found)):
+        raise CheckpointError(f"{where}: the weight {missing[0]!r} is missing")
+    if unknown := sorted(set(found) - set(expected)):
+        raise CheckpointError(f"{where}: the weight {unknown[0]!r} is not part of this model")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{where}: the weight {name!r} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+            )

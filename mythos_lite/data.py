@@ -1,0 +1,170 @@
+"""Digit chains: START d₁ … dₙ EQ, and the answer (d₁ + … + dₙ) mod m at the position of EQ.
+
+The START token is not decoration. Attention over identical tokens cannot count them, so without it
+"3 =" and "3 3 =" look alike to the model.
+
+Which chains may be trained on is a property of the chain, not of a file: a hash of its digits sends
+about one chain in five to the held-out side. Training draws from the other side only, every
+evaluation from the held-out side only, so no two sets share an example at any length or seed.
+
+Shapes: B chains, n digits, T = n + 2 tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mythos_lite.config import check_choice, check_int
+
+SPLITS = ("train", "held_out")
+_HELD_OUT_SHARE = 0.2
+_ENUMERABLE = 2_000_000
+
+
+def make_generator(seed: int, *stream: int) -> torch.Generator:
+    """A CPU generator for ``seed`` and any number of stream indices.
+
+    torch keeps only 32 bits of a CPU seed, so ``seed + step`` of two runs would collide;
+    ``numpy.random.SeedSequence`` mixes all of them instead.
+    """
+    for value in (seed, *stream):
+        check_int("seed", value, 0)
+    mixed = np.random.SeedSequence((seed, *stream)).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(mixed))
+
+
+class Batch(NamedTuple):
+    """Chains of mixed length, padded on the right."""
+
+    token_ids: Tensor
+    """(B, T) int64, START d₁ … dₙ EQ PAD …"""
+    answer_positions: Tensor
+    """(B,) int64, where EQ stands and the answer is read."""
+    answers: Tensor
+    """(B,) int64 in 0 … modulus − 1."""
+    n_digits: Tensor
+    """(B,) int64."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(tensor.to(device) for tensor in self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainTask:
+    """Sums of digits modulo ``modulus``, over the digits 0 … ``n_symbols`` − 1.
+
+    Token ids: digits first, then START, EQ and PAD; 0–6, 7, 8 and 9 for the defaults.
+    """
+
+    modulus: int = 7
+    n_symbols: int = 7
+
+    def __post_init__(self) -> None:
+        check_int("modulus", self.modulus, 2)
+        check_int("n_symbols", self.n_symbols, 2)
+        if self.n_symbols < self.modulus:
+            raise ValueError(
+                f"n_symbols={self.n_symbols} is not possible: answers 0 to {self.modulus - 1} need a token each; "
+                f"use at least modulus={self.modulus}"
+            )
+
+    @property
+    def start_id(self) -> int:
+        return self.n_symbols
+
+    @property
+    def eq_id(self) -> int:
+        return self.n_symbols + 1
+
+    @property
+    def pad_id(self) -> int:
+        return self.n_symbols + 2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_symbols + 3
+
+    def _check_chains(self, chains: Tensor) -> None:
+        if chains.ndim != 2 or chains.shape[1] == 0 or chains.is_floating_point():
+            raise ValueError(f"chains must be whole numbers of shape (B, n) with n ≥ 1, not {tuple(chains.shape)} {chains.dtype}")
+        if chains.numel() and (chains.min() < 0 or chains.max() >= self.n_symbols):
+            raise ValueError(f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}")
+
+    def answer(self, chains: Tensor) -> Tensor:
+        """(B, n) digits → (B,) sums modulo ``modulus``."""
+        self._check_chains(chains)
+        return chains.sum(dim=1) % self.modulus
+
+    def encode(self, chains: Tensor) -> Batch:
+        """(B, n) digits of one length → the batch that asks for their answers."""
+        self._check_chains(chains)
+        count, n = chains.shape
+        start = torch.full((count, 1), self.start_id)
+        eq = torch.full((count, 1), self.eq_id)
+        token_ids = torch.cat([start, chains, eq], dim=1)
+        return Batch(token_ids, torch.full((count,), n + 1), self.answer(chains), torch.full((count,), n))
+
+    def is_held_out(self, chains: Tensor) -> Tensor:
+        """(B, n) digits → (B,) bool: whether the chain belongs to evaluation. The same on every machine."""
+        self._check_chains(chains)
+        key = torch.full((len(chains),), chains.shape[1], dtype=torch.int64)
+        for digit in chains.unbind(dim=1):
+            # Multiply and fold after each digit, so that the last digits reach the tested bits too.
+            key = (key + digit + 1) * 0x2545F4914F6CDD1D
+            key = key ^ ((key >> 29) & 0x7FFFFFFFF)
+        return ((key >> 24) & 0xFFFF) < int(_HELD_OUT_SHARE * 2**16)
+
+    def enumerate(self, n_digits: int, split: str) -> Tensor:
+        """Every chain of ``n_digits`` digits on one side of the split, (B, n), in counting order."""
+        check_int("n_digits", n_digits, 1)
+        check_choice("split", split, SPLITS)
+        if self.n_symbols**n_digits > _ENUMERABLE:
+            raise ValueError(
+                f"n_digits={n_digits} has {self.n_symbols**n_digits:,} chains, more than the {_ENUMERABLE:,} that are listed; use sample()"
+            )
+        place = self.n_symbols ** torch.arange(n_digits - 1, -1, -1)
+        chains = torch.arange(self.n_symbols**n_digits).unsqueeze(1) // place % self.n_symbols
+        return chains[self.is_held_out(chains) == (split == "held_out")]
+
+    def sample(self, count: int, n_digits: int, generator: torch.Generator, split: str) -> Tensor:
+        """``count`` random chains of ``n_digits`` digits from one side of the split, (B, n), with replacement."""
+        check_int("count", count, 0)
+        check_int("n_digits", n_digits, 1)
+        check_choice("split", split, SPLITS)
+        held_out = split == "held_out"
+        chains = torch.randint(self.n_symbols, (count, n_digits), generator=generator)
+        wrong = self.is_held_out(chains) != held_out
+        for _ in range(1000):
+            if not wrong.any():
+                return chains
+            chains[wrong] = torch.randint(self.n_symbols, (int(wrong.sum()), n_digits), generator=generator)
+            wrong = self.is_held_out(chains) != held_out
+        raise ValueError(f"no chain of n_digits={n_digits} lies on the {split!r} side of the split; use more digits")
+
+    def batch(self, size: int, min_digits: int, max_digits: int, generator: torch.Generator) -> Batch:
+        """``size`` training chains, lengths drawn evenly from ``min_digits`` to ``max_digits``, shortest first."""
+        check_int("size", size, 1)
+        check_int("min_digits", min_digits, 1)
+        check_int("max_digits", max_digits, min_digits)
+        lengths = torch.randint(min_digits, max_digits + 1, (size,), generator=generator)
+        counts = torch.bincount(lengths, minlength=max_digits + 1)[min_digits:].tolist()
+        parts = [
+            self.encode(self.sample(count, n, generator, "train"))
+            for n, count in zip(range(min_digits, max_digits + 1), counts, strict=True)
+            if count
+        ]
+        return self.join(parts)
+
+    def join(self, parts: list[Batch]) -> Batch:
+        """One batch out of several, padded on the right to the longest."""
+        width = max(part.token_ids.shape[1] for part in parts)
+        padded = [
+            torch.nn.functional.pad(part.token_ids, (0, width - part.token_ids.shape[1]), value=self.pad_id)
+            for part in parts
+        ]
+        return Batch(torch.cat(padded), *(torch.cat(column) for column in list(zip(*parts, strict=True))[1:]))

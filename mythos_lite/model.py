@@ -1,0 +1,381 @@
+"""The recurrent-depth transformer: prelude → the shared core, n times → coda.
+
+=======================  =================================================================
+name here                symbol and source
+=======================  =================================================================
+``e``                    e, the input encoded once by the prelude; Huginn (Geiping et al.
+                         2025, §3), Parcae (Prairie et al. 2026)
+``h``                    h_t (Huginn: s_t), the state after t loops; h_0 = e here, noise in
+                         Huginn and Parcae
+``step``                 one loop: h_t = injection(h_{t−1}, e, R)
+``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024, §3.2
+``loop_index_embedding``  sinusoid of the loop number on the first D // 8 channels
+=======================  =================================================================
+
+The last two are OpenMythos' and off by default. Deviation: its loop sinusoid has amplitude 1 and
+swamps token embeddings that start at .02; here it starts at the embeddings' own scale.
+
+Shapes: B batch, T positions, D width, V vocabulary, L loops, E experts, k experts per token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mythos_lite.attention import MultiHeadLatentAttention, Positions, make_positions
+from mythos_lite.block import Block
+from mythos_lite.cache import Cache, CacheKey
+from mythos_lite.checkpoint import check_tensors, read_checkpoint, write_checkpoint
+from mythos_lite.config import ModelConfig, check_int, check_number
+from mythos_lite.halting import ActHalting, ActState, ConvergenceExit, answer_change
+from mythos_lite.injection import make_injection
+from mythos_lite.layers import rms_norm
+from mythos_lite.moe import RouterStats, SparseMoE
+
+EMBEDDING_STD = 0.02
+
+
+class LoopStep(NamedTuple):
+    """One turn of the loop."""
+
+    loop: int
+    """Number of loops done, from 1."""
+    previous: Tensor
+    """(B, T, D) h_{t−1}; e at the first loop."""
+    state: Tensor
+    """(B, T, D) h_t."""
+    output: Tensor
+    """(B, T, D) what the coda reads if the loop ends here: the state, or ACT's weighted sum."""
+    routing: tuple[RouterStats, ...]
+    """Per core layer; empty without experts."""
+    ponder_cost: Tensor | None
+    """(B, T) if the loop ends here; ``None`` without ACT."""
+
+    def residual(self) -> Tensor:
+        """(B, T) relative residual ‖h_t − h_{t−1}‖ / ‖h_t‖ (Huginn, Parcae), float32."""
+        h, before = self.state.float(), self.previous.float()
+        return (h - before).norm(dim=-1) / h.norm(dim=-1).clamp(min=1e-30)
+
+
+class Trace(NamedTuple):
+    """What happened in the loop, loop by loop."""
+
+    states: Tensor
+    """(L, B, T, D) h_1 … h_L."""
+    residuals: Tensor
+    """(L, B, T) ‖h_t − h_{t−1}‖ / ‖h_t‖."""
+    logits: Tensor
+    """(L, B, T, V) the read-out if the loop had ended there."""
+    routing: tuple[tuple[RouterStats, ...], ...]
+    """Per loop and core layer; empty tuples without experts."""
+
+
+class ModelOutput(NamedTuple):
+    logits: Tensor
+    """(B, T, V)."""
+    n_loops: int
+    """Loops that were run; fewer than asked for after an early exit."""
+    ponder_cost: Tensor | None
+    """(B, T) loops used plus remainder; ``None`` without ACT."""
+    trace: Trace | None
+
+
+class Generation(NamedTuple):
+    token_ids: Tensor
+    """(B, T + new)."""
+    loops_used: tuple[int, ...]
+    """Loops run for the prompt and then for each new token but the last."""
+
+
+class RecurrentDepthTransformer(nn.Module):
+    """Causal language model whose depth is chosen at call time: ``model(token_ids, n_loops=8)``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.prelude = nn.ModuleList(Block(config) for _ in range(config.n_prelude_layers))
+        self.injection = make_injection(config)
+        self.core = nn.ModuleList(Block(config, sparse=config.n_experts > 0) for _ in range(config.n_core_layers))
+        self.coda = nn.ModuleList(Block(config) for _ in range(config.n_coda_layers))
+        self.norm = rms_norm(config.d_model)
+        self.halting = ActHalting(config.d_model, config.act_threshold) if config.halting == "act" else None
+        if config.depth_lora_rank:
+            self.depth_lora_down = nn.Linear(config.d_model, config.depth_lora_rank, bias=False)
+            self.depth_lora_scale = nn.Parameter(torch.empty(config.n_loops, config.depth_lora_rank))
+            self.depth_lora_up = nn.Linear(config.depth_lora_rank, config.d_model, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every initial value in one place. Seed torch before building the model to repeat them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, MultiHeadLatentAttention):
+                for weight in (module.key_up, module.value_up):
+                    nn.init.normal_(weight, std=module.rank**-0.5)
+            elif isinstance(module, SparseMoE):
+                for weight in (module.gate, module.up, module.down):
+                    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        self.injection.reset_parameters()
+        if self.config.depth_lora_rank:
+            nn.init.normal_(self.depth_lora_scale)
+            nn.init.zeros_(self.depth_lora_up.weight)  # starts as no change at all
+
+    # ---------------------------------------------------------------- the loop
+
+    def loop(self, token_ids: Tensor, n_loops: int | None = None, cache: Cache | None = None) -> Iterator[LoopStep]:
+        """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops."""
+        n_loops = self.check_input(token_ids, n_loops, cache)
+        positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
+        counted = None if self.config.pad_token_id is None else token_ids != self.config.pad_token_id
+        act = ActState(self.config.act_threshold) if self.halting is not None else None
+
+        e = self.encode(token_ids, positions, cache)
+        h = e
+        for t in range(n_loops):
+            previous = h
+            h, routing = self.step(h, e, t, positions, cache, counted)
+            output = h if act is None else act.update(self.halting(h), h)
+            yield LoopStep(t + 1, previous, h, output, routing, None if act is None else act.ponder_cost)
+
+    def encode(self, token_ids: Tensor, positions: Positions, cache: Cache | None = None) -> Tensor:
+        """Embedding and prelude: (B, T) → e (B, T, D)."""
+        e = self.embedding(token_ids)
+        for layer, block in enumerate(self.prelude):
+            e, _ = block(e, positions, cache, CacheKey("prelude", layer))
+        return e
+
+    def step(
+        self,
+        h: Tensor,
+        e: Tensor,
+        t: int,
+        positions: Positions,
+        cache: Cache | None = None,
+        counted: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[RouterStats, ...]]:
+        """The loop map h_t → h_{t+1} (B, T, D), with the router's statistics per core layer."""
+        routing = []
+
+        def core(x: Tensor) -> Tensor:
+            for layer, block in enumerate(self.core):
+                x, stats = block(x, positions, cache, CacheKey("core", layer, t), counted)
+                if stats is not None:
+                    routing.append(stats)
+            return x + self._depth_lora(x, t) if self.config.depth_lora_rank else x
+
+        signal = self._loop_signal(t, h) if self.config.loop_index_embedding else 0.0
+        return self.injection(h, e, core, signal), tuple(routing)
+
+    def read_out(self, h: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
+        """Coda and head: state (B, T, D) → logits (B, T, V). With a cache it may be called after every loop."""
+        if positions is None:
+            positions = make_positions(self.config, h.shape[1], cache, h.device)
+        for layer, block in enumerate(self.coda):
+            h, _ = block(h, positions, cache, CacheKey("coda", layer))
+        return nn.functional.linear(self.norm(h), self.embedding.weight)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        *,
+        n_loops: int | None = None,
+        cache: Cache | None = None,
+        trace: bool = False,
+        exit_policy: ConvergenceExit | None = None,
+    ) -> ModelOutput:
+        """Logits of the next token at every position.
+
+        Args:
+            token_ids: (B, T) int64; with a ``cache``, the tokens that follow those in it.
+            n_loops: any number from 1; ``config.n_loops`` if not given.
+            cache: remembers what these tokens' keys were. Tied to the loop count it was filled at.
+            trace: also return every loop's state, residual, read-out and routing.
+            exit_policy: stop looping when it says so. With a cache, loops that were skipped get the
+                keys of the last one that was run.
+
+        Raises:
+            ValueError: for tokens outside the vocabulary, an empty or too long sequence, a loop
+                count that is not a whole number from 1, a cache of another loop count or batch.
+        """
+        n_loops = self.check_input(token_ids, n_loops, cache)
+        positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
+        steps: list[LoopStep] = []
+        readouts: list[Tensor] = []
+        changes: list[float] = []
+        for step in self.loop(token_ids, n_loops, cache):
+            steps = [*steps, step] if trace else [step]
+            if trace or exit_policy is not None:
+                readouts = [*(readouts if trace else readouts[-1:]), self.read_out(step.output, positions, cache)]
+            if exit_policy is not None and len(readouts) > 1:
+                changes.append(answer_change(readouts[-1], readouts[-2]).max().item())
+                if exit_policy.settled(changes):
+                    break
+        logits = readouts[-1] if readouts else self.read_out(step.output, positions, cache)
+        if cache is not None:
+            cache.fill_loops(step.loop, n_loops)
+            cache.advance(token_ids.shape[1], n_loops, token_ids.shape[0], self.config.window)
+        return ModelOutput(logits, step.loop, step.ponder_cost, _make_trace(steps, readouts) if trace else None)
+
+    # ---------------------------------------------------------------- generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_ids: Tensor,
+        *,
+        max_new_tokens: int = 16,
+        n_loops: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        eos_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        exit_policy: ConvergenceExit | None = None,
+        return_loops: bool = False,
+    ) -> Tensor | Generation:
+        """Continue the prompts (B, T) token by token, with a cache: (B, T + new).
+
+        ``temperature`` 0 takes the likeliest token; above it, tokens are drawn (from the ``top_k``
+        likeliest, if given) with ``generator``. It stops early once every sequence has produced
+        ``eos_token_id``; a sequence that is done repeats it. With ``return_loops`` the loops that
+        were run come back too.
+
+        Raises:
+            ValueError: as ``forward``, and for a prompt that holds padding (prompts of different
+                lengths: one call each), a negative temperature, or more tokens than fit.
+        """
+        n_loops = self.check_input(prompt_ids, n_loops, None)
+        check_int("max_new_tokens", max_new_tokens, 0)
+        check_number("temperature", temperature, 0.0)
+        if top_k is not None:
+            check_int("top_k", top_k, 1, self.config.vocab_size)
+        if eos_token_id is not None:
+            check_int("eos_token_id", eos_token_id, 0, self.config.vocab_size - 1)
+        if self.config.pad_token_id is not None and (prompt_ids == self.config.pad_token_id).any():
+            raise ValueError(
+                f"the prompt holds padding (token {self.config.pad_token_id}); generate for prompts of one length at a time"
+            )
+        self._check_length(prompt_ids.shape[1] + max_new_tokens)
+
+        cache, new, ids, loops = Cache(), prompt_ids, prompt_ids, []
+        done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        for _ in range(max_new_tokens):
+            out = self(new, n_loops=n_loops, cache=cache, exit_policy=exit_policy)
+            loops.append(out.n_loops)
+            new = _pick(out.logits[:, -1], temperature, top_k, generator)
+            if eos_token_id is not None:
+                new = torch.where(done, eos_token_id, new)
+                done = done | (new == eos_token_id)
+            new = new.unsqueeze(1)
+            ids = torch.cat([ids, new], dim=1)
+            if eos_token_id is not None and done.all():
+                break
+        return Generation(ids, tuple(loops)) if return_loops else ids
+
+    # ---------------------------------------------------------------- files
+
+    def save_pretrained(self, folder: str | os.PathLike, **notes: object) -> Path:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``, both or none.
+
+        ``notes`` (plain JSON values: recipe, seed, …) are kept in ``config.json``.
+
+        Raises:
+            ValueError: for weights that are not finite.
+            OSError: for a folder that cannot be written.
+        """
+        return write_checkpoint(folder, self.config, self.state_dict(), notes)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_name: str | os.PathLike, *, device: str | torch.device = "cpu"
+    ) -> RecurrentDepthTransformer:
+        """Load a folder that ``save_pretrained`` wrote, or a checkpoint that ships with the package (``"mod7"``).
+
+        The weights keep the type they were saved in. The model comes back in evaluation mode.
+
+        Raises:
+            CheckpointError: a ``ValueError`` that says what is wrong with the files.
+        """
+        config, tensors, _ = read_checkpoint(folder_or_name)
+        model = cls(config)
+        check_tensors(tensors, model.state_dict(), where=str(folder_or_name))
+        model.to(tensors["embedding.weight"].dtype)
+        model.load_state_dict(tensors)
+        return model.to(device).eval()
+
+    # ---------------------------------------------------------------- details
+
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def check_input(self, token_ids: Tensor, n_loops: int | None, cache: Cache | None) -> int:
+        """Reject what cannot be run, before any work; return the loop count to run."""
+        n_loops = self.config.n_loops if n_loops is None else n_loops
+        check_int("n_loops", n_loops, 1)
+        if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.int64, torch.int32):
+            kind = token_ids.dtype if isinstance(token_ids, Tensor) else type(token_ids).__name__
+            raise ValueError(f"token_ids must be an int64 tensor of shape (B, T), not {kind}")
+        if token_ids.ndim != 2 or 0 in token_ids.shape:
+            raise ValueError(f"token_ids must have shape (B, T) with B ≥ 1 and T ≥ 1, not {tuple(token_ids.shape)}")
+        if token_ids.device != self.embedding.weight.device:
+            raise ValueError(
+                f"token_ids are on {token_ids.device} and the model on {self.embedding.weight.device}; move one of them with .to()"
+            )
+        low, high = token_ids.min().item(), token_ids.max().item()
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"token id {low if low < 0 else high} is outside the vocabulary, 0 … {self.config.vocab_size - 1}"
+            )
+        self._check_length(token_ids.shape[1] + (cache.length if cache is not None else 0))
+        if cache is not None:
+            cache.check(token_ids.shape[0], n_loops)
+        return n_loops
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_seq_len:
+            raise ValueError(f"{length} tokens are more than max_seq_len={self.config.max_seq_len} of this model")
+
+    def _loop_signal(self, t: int, h: Tensor) -> Tensor:
+        """(D,) sinusoid of the loop number on the first D // 8 channels, zero on the others."""
+        half = self.config.d_model // 16
+        rates = 10_000.0 ** (-torch.arange(half, device=h.device, dtype=torch.float32) / half)
+        signal = torch.cat([torch.sin(t * rates), torch.cos(t * rates)]) * EMBEDDING_STD
+        return nn.functional.pad(signal, (0, self.config.d_model - 2 * half)).to(h.dtype)
+
+    def _depth_lora(self, x: Tensor, t: int) -> Tensor:
+        scale = self.depth_lora_scale[min(t, len(self.depth_lora_scale) - 1)]
+        return self.depth_lora_up(self.depth_lora_down(x) * scale)
+
+
+def _make_trace(steps: list[LoopStep], readouts: list[Tensor]) -> Trace:
+    return Trace(
+        states=torch.stack([step.state for step in steps]),
+        residuals=torch.stack([step.residual() for step in steps]),
+        logits=torch.stack(readouts),
+        routing=tuple(step.routing for step in steps),
+    )
+
+
+def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """Next tokens (B,) from logits (B, V)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    if top_k is not None:
+        kept, tokens = logits.topk(top_k, dim=-1)
+    else:
+        kept, tokens = logits, torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+    # Subtracting the largest first keeps the quotient finite at the smallest temperatures.
+    shares = ((kept.double() - kept.max(dim=-1, keepdim=True).values) / temperature).softmax(dim=-1)
+    drawn = torch.multinomial(shares.cpu() if generator is not None and generator.device.type == "cpu" else shares, 1, generator=generator)
+    return tokens.gather(1, drawn.to(tokens.device)).squeeze(1)

@@ -1,0 +1,102 @@
+"""Sparse mixture of experts with shared experts and loss-free balancing.
+
+========================  ==============================================================
+name here                 symbol and source
+========================  ==============================================================
+``scores``                s = σ(x·eᵢ), the affinity of token and expert; DeepSeek-V3, eq. 15
+``bias``                  b, added for the choice only, never to the gate; Wang et al. 2024,
+                          §3 (loss-free balancing); DeepSeek-V3, eq. 16
+gates                     g = s / Σ s over the chosen; DeepSeek-V3, eq. 13
+shared experts            always on, one fused SwiGLU of their joint width; DeepSeekMoE, §3.2
+``update_bias``           b += u·sign(mean load − load); Wang et al. 2024, algorithm 1
+========================  ==============================================================
+
+No token is dropped. The (token, expert) pairs are sorted by expert and laid out as one block per
+expert, as long as the busiest expert's, so that all experts are three batched matrix products.
+Reading that length is the only point at which a GPU waits for the host.
+
+Shapes: B batch, T positions, N = B·T tokens, k experts per token, E experts, D width, F expert
+width, C pairs of the busiest expert.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mythos_lite.config import ModelConfig
+from mythos_lite.layers import SwiGLU
+
+
+class RouterStats(NamedTuple):
+    """What the router did in one layer and one loop. Padding is not counted."""
+
+    load: Tensor
+    """(E,) tokens sent to each expert; sums to k times the tokens."""
+    entropy: Tensor
+    """() mean over tokens of the entropy of the normalised scores, in nats; ln E when undecided."""
+    chosen: Tensor
+    """(B, T, k) experts of each token, the strongest first."""
+
+
+class SparseMoE(nn.Module):
+    """Top-k of ``n_experts`` SwiGLU experts per token, plus the shared ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, f, e = config.d_model, config.d_expert, config.n_experts
+        self.n_experts_per_token = config.n_experts_per_token
+        self.router = nn.Linear(d, e, bias=False)
+        self.register_buffer("bias", torch.zeros(e))
+        self.gate = nn.Parameter(torch.empty(e, d, f))
+        self.up = nn.Parameter(torch.empty(e, d, f))
+        self.down = nn.Parameter(torch.empty(e, f, d))
+        self.shared = SwiGLU(d, f * config.n_shared_experts) if config.n_shared_experts else None
+
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, RouterStats]:
+        """(B, T, D) → (B, T, D) and statistics over the tokens where ``counted`` (B, T) is True."""
+        scores = torch.sigmoid(self.router(x).float())  # (B, T, E)
+        chosen = (scores + self.bias).topk(self.n_experts_per_token, dim=-1).indices  # (B, T, k)
+        gates = scores.gather(-1, chosen)
+        gates = gates / (gates.sum(dim=-1, keepdim=True) + 1e-20)
+        mixed = self._run_experts(x.flatten(0, 1), chosen.flatten(0, 1))  # (N, k, D)
+        y = (mixed * gates.flatten(0, 1).unsqueeze(-1).to(x.dtype)).sum(dim=1).view_as(x)
+        if self.shared is not None:
+            y = y + self.shared(x)
+        return y, _router_stats(scores.detach(), chosen, counted)
+
+    def _run_experts(self, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """Tokens (N, D) and their experts (N, k) → each chosen expert's answer, (N, k, D)."""
+        n_tokens, k = chosen.shape
+        expert, order = chosen.flatten().sort(stable=True)  # pairs, grouped by expert
+        load = torch.bincount(expert, minlength=len(self.gate))
+        capacity = int(load.max())
+        place = torch.arange(len(expert), device=expert.device) - (load.cumsum(0) - load)[expert]
+        seat = expert * capacity + place  # where each pair sits among the E·C seats
+        occupant = torch.full((len(self.gate) * capacity,), n_tokens, device=expert.device)
+        occupant[seat] = order // k
+        seats = F.pad(tokens, (0, 0, 0, 1))[occupant].view(len(self.gate), capacity, -1)  # (E, C, D), empty ones zero
+        hidden = F.silu(torch.bmm(seats, self.gate)) * torch.bmm(seats, self.up)  # (E, C, F)
+        answers = torch.bmm(hidden, self.down).flatten(0, 1)  # (E·C, D)
+        seat_of_pair = torch.empty_like(seat)
+        seat_of_pair[order] = seat
+        return answers[seat_of_pair].view(n_tokens, k, -1)
+
+    @torch.no_grad()
+    def update_bias(self, load: Tensor, rate: float) -> None:
+        """Make experts with less than the mean ``load`` (E,) likelier to be chosen, the others less likely."""
+        load = load.to(self.bias.dtype)
+        self.bias += rate * torch.sign(load.mean() - load)
+
+
+@torch.no_grad()
+def _router_stats(scores: Tensor, chosen: Tensor, counted: Tensor | None) -> RouterStats:
+    picks = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)  # (B, T, E)
+    share = scores / scores.sum(dim=-1, keepdim=True)
+    entropy = torch.special.entr(share).sum(dim=-1)  # (B, T)
+    weight = torch.ones_like(entropy) if counted is None else counted.to(entropy.dtype)
+    load = (picks * weight.unsqueeze(-1)).sum(dim=(0, 1)).long()
+    return RouterStats(load, (entropy * weight).sum() / weight.sum().clamp(min=1), chosen)

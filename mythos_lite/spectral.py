@@ -1,0 +1,214 @@
+"""Is the loop stable? Radii, residuals and gradient norms of the loop map F: h_t → h_{t+1}.
+
+=======================  =====================================================================
+name here                symbol and source
+=======================  =====================================================================
+``decay_radius``         ρ(Ā) of the injection matrix; Parcae (Prairie et al. 2026)
+``jacobian_radius``      ρ(J), J = ∂F/∂h at a state: how fast small errors grow or die in the end
+``largest_singular_value``  σ_max(J): how much one loop can stretch an error at once
+``gradient_norms``       ‖∂loss/∂h_t‖ per loop; Pascanu et al. 2013, §2
+=======================  =====================================================================
+
+ρ(Ā) is about the linear part alone. The map as a whole is stable near a state where ρ(J) < 1, and
+σ_max(J) well above 1 does not contradict that: the map is far from normal.
+
+Attention is causal, so J is block-triangular over positions and its eigenvalues are those of its T
+diagonal blocks, D × D each. They are computed from T copies of the sequence of which copy i is
+disturbed at position i alone. That is exact, and it avoids the eigenvalues of one large triangular
+matrix, which are known only roughly in floating point.
+
+Small models: blocks in full, ``torch.linalg.eigvals``. Larger ones: Arnoldi's iteration (Saad 2011,
+§6.2) on forward-mode products with each block; σ_max by power iteration on JᵀJ (JVP, then VJP).
+
+Shapes: T positions, D width, one sequence (B = 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mythos_lite.attention import make_positions
+from mythos_lite.config import TrainConfig, check_choice, check_int
+from mythos_lite.data import Batch
+from mythos_lite.losses import chain_loss
+from mythos_lite.model import RecurrentDepthTransformer
+
+METHODS = ("auto", "exact", "iterative")
+EXACT_WIDTH = 256
+"""Up to this width D ``"auto"`` computes blocks in full."""
+EXACT_SIZE = 1024
+"""Up to this T·D ``"auto"`` computes the whole Jacobian for σ_max."""
+_BREAKDOWN = 1e-6
+
+LoopMap = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def decay_radius(model: RecurrentDepthTransformer) -> float:
+    """ρ(Ā): the largest of the injection's decays, below 1 at every parameter value."""
+    return model.injection.decay().max().item()
+
+
+def make_loop_map(model: RecurrentDepthTransformer, token_ids: Tensor, t: int = 0) -> tuple[LoopMap, Tensor]:
+    """F of loop ``t`` (from 0) for a sequence (1, T), and e (1, T, D), where the loop starts.
+
+    The map takes any number of copies, (N, T, D). Only a loop-index embedding or a depth-wise
+    adapter makes F depend on ``t``.
+    """
+    model.check_input(token_ids, None, None)
+    check_int("t", t, 0)
+    if token_ids.shape[0] != 1:
+        raise ValueError(f"the loop map is studied for one sequence at a time; token_ids has shape {tuple(token_ids.shape)}")
+    positions = make_positions(model.config, token_ids.shape[1], None, token_ids.device)
+    with torch.no_grad():
+        e = model.encode(token_ids, positions)
+
+    def loop_map(h: Tensor) -> Tensor:
+        return model.step(h, e.expand(h.shape), t, positions)[0]
+
+    return loop_map, e
+
+
+def jacobian(loop_map: LoopMap, h: Tensor) -> Tensor:
+    """J at the state h (1, T, D): (T·D, T·D), rows outputs, columns inputs."""
+    with sdpa_kernel(SDPBackend.MATH):
+        dense = torch.autograd.functional.jacobian(loop_map, h.detach(), vectorize=True)
+    return dense.reshape(h.numel(), h.numel())
+
+
+def jacobian_radius(
+    loop_map: LoopMap, h: Tensor, *, method: str = "auto", n_iterations: int = 24, seed: int = 0
+) -> float:
+    """ρ(J) at the state h (1, T, D).
+
+    ``"exact"`` takes D backward passes at once, ``"iterative"`` at most ``n_iterations`` forward
+    ones; it is exact too once ``n_iterations`` reaches D.
+    """
+    _check_state(h, method)
+    check_int("n_iterations", n_iterations, 1)
+    if method == "exact" or (method == "auto" and h.shape[2] <= EXACT_WIDTH):
+        return torch.linalg.eigvals(_position_blocks(loop_map, h)).abs().max().item()
+    return _arnoldi_radius(lambda v: _position_jvp(loop_map, h, v), h, n_iterations, seed)
+
+
+def largest_singular_value(
+    loop_map: LoopMap, h: Tensor, *, method: str = "auto", n_iterations: int = 50, tolerance: float = 1e-4, seed: int = 0
+) -> float:
+    """σ_max(J) at the state h (1, T, D). Iteration stops when it moves by less than ``tolerance`` (relative)."""
+    _check_state(h, method)
+    check_int("n_iterations", n_iterations, 1)
+    if method == "exact" or (method == "auto" and h[0].numel() <= EXACT_SIZE):
+        return torch.linalg.svdvals(jacobian(loop_map, h))[0].item()
+    v = _random_like(h, seed)
+    v, sigma = v / v.norm(), 0.0
+    for _ in range(n_iterations):
+        u = _jvp(loop_map, h, v)
+        before, sigma = sigma, u.norm().item()
+        if sigma == 0.0 or abs(sigma - before) <= tolerance * sigma:
+            break
+        v = _vjp(loop_map, h, u)
+        v = v / v.norm().clamp(min=1e-30)
+    return sigma
+
+
+def gradient_norms(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> list[float]:
+    """‖∂loss/∂h_t‖ for t = 1 … ``n_loops``, of the training loss on this batch."""
+    loss, _, steps = chain_loss(model, train, batch, n_loops)
+    gradients = torch.autograd.grad(loss, [step.state for step in steps], allow_unused=True)
+    return [0.0 if g is None else g.norm().item() for g in gradients]
+
+
+@torch.no_grad()
+def residuals(model: RecurrentDepthTransformer, batch: Batch, n_loops: int) -> list[float]:
+    """‖h_t − h_{t−1}‖ / ‖h_t‖ for t = 1 … ``n_loops``, mean over the tokens that are not padding."""
+    read = torch.arange(batch.token_ids.shape[1], device=batch.token_ids.device) <= batch.answer_positions.unsqueeze(1)
+    return [step.residual()[read].mean().item() for step in model.loop(batch.token_ids, n_loops)]
+
+
+def monitor(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> dict:
+    """One line for the log: all of the above on a few chains, the Jacobian on the last (longest) of them."""
+    few = Batch(*(tensor[-16:] for tensor in batch))
+    chain = few.token_ids[-1:, : int(few.answer_positions[-1]) + 1]
+    loop_map, h = make_loop_map(model, chain, n_loops - 1)
+    with torch.no_grad():
+        for step in model.loop(chain, n_loops):
+            h = step.state
+    return {
+        "decay_radius": decay_radius(model),
+        "jacobian_radius": jacobian_radius(loop_map, h, method="iterative"),
+        "residuals": residuals(model, few, n_loops),
+        "gradient_norms": gradient_norms(model, train, few, n_loops),
+    }
+
+
+def _check_state(h: Tensor, method: str) -> None:
+    check_choice("method", method, METHODS)
+    if h.ndim != 3 or h.shape[0] != 1:
+        raise ValueError(f"the state must have shape (1, T, D), not {tuple(h.shape)}")
+
+
+def _random_like(h: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(h.shape, generator=generator).to(h.device, h.dtype)
+
+
+def _jvp(loop_map: LoopMap, h: Tensor, v: Tensor) -> Tensor:
+    # Fused attention kernels have no forward-mode derivative; the plain one does.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        out = forward_ad.unpack_dual(loop_map(forward_ad.make_dual(h, v)))
+        return torch.zeros_like(h) if out.tangent is None else out.tangent
+
+
+def _vjp(loop_map: LoopMap, h: Tensor, u: Tensor) -> Tensor:
+    h = h.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(loop_map(h), h, u)[0]
+
+
+def _position_blocks(loop_map: LoopMap, h: Tensor) -> Tensor:
+    """The diagonal blocks of J: (T, D, D)."""
+    _, n, d = h.shape
+    copies = h.detach().expand(n, n, d).clone().requires_grad_()
+    place = torch.arange(n, device=h.device)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        out = loop_map(copies)[place, place]  # (T, D): copy i read at position i
+        seeds = torch.eye(d, device=h.device, dtype=h.dtype).unsqueeze(1).expand(d, n, d)
+        (rows,) = torch.autograd.grad(out, copies, seeds, is_grads_batched=True)  # (D, T, T, D)
+    return rows[:, place, place].transpose(0, 1)
+
+
+def _position_jvp(loop_map: LoopMap, h: Tensor, v: Tensor) -> Tensor:
+    """Every diagonal block times its own vector: (T, D) → (T, D)."""
+    n, d = v.shape
+    place = torch.arange(n, device=h.device)
+    tangent = torch.zeros(n, n, d, device=h.device, dtype=h.dtype)
+    tangent[place, place] = v
+    return _jvp(loop_map, h.detach().expand(n, n, d).contiguous(), tangent)[place, place]
+
+
+def _arnoldi_radius(apply: Callable[[Tensor], Tensor], h: Tensor, n_iterations: int, seed: int) -> float:
+    """Largest modulus among the Ritz values of T operators at once, each on its own D-vector."""
+    v = _random_like(h, seed)[0]
+    basis = [v / v.norm(dim=-1, keepdim=True)]
+    steps = min(n_iterations, h.shape[2])
+    hessenberg = torch.zeros(h.shape[1], steps + 1, steps, dtype=torch.float64)
+    alive = torch.ones(h.shape[1], dtype=torch.bool, device=h.device)  # whose Krylov space still grows
+    for k in range(steps):
+        w = apply(basis[k])
+        scale = w.norm(dim=-1)
+        for _ in range(2):  # once more against rounding
+            for j, b in enumerate(basis):
+                overlap = (w * b).sum(-1)
+                hessenberg[:, j, k] += overlap.cpu().double()
+                w = w - overlap.unsqueeze(-1) * b
+        norm = w.norm(dim=-1)
+        alive = alive & (norm > _BREAKDOWN * scale)
+        hessenberg[:, k + 1, k] = torch.where(alive, norm, 0.0).cpu().double()
+        # A dead space is continued by zeros: its further columns add only eigenvalues 0.
+        basis.append(torch.where(alive.unsqueeze(-1), w / norm.clamp(min=1e-30).unsqueeze(-1), 0.0))
+    return torch.linalg.eigvals(hessenberg[:, :steps]).abs().max().item()

@@ -1,0 +1,269 @@
+"""Training on digit chains: one flat loop that returns its history, and stops and resumes exactly.
+
+Everything random at step s is drawn from a generator made from (seed, s). There is no generator
+state to save, and a resumed run sees the very batches that the uninterrupted one saw.
+
+A run's folder holds ``training.safetensors`` (weights, averages, optimiser moments, step and
+history in one file, replaced in one step) and ``metrics.jsonl`` (one line per record, as they come).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mythos_lite.checkpoint import CheckpointError, check_tensors, make_folder, read_tensors, write_bytes
+from mythos_lite.config import ModelConfig, TrainConfig
+from mythos_lite.data import Batch, ChainTask, make_generator
+from mythos_lite.losses import chain_loss
+from mythos_lite.model import RecurrentDepthTransformer
+from mythos_lite.spectral import monitor
+
+STATE_FILE = "training.safetensors"
+METRICS_FILE = "metrics.jsonl"
+_STEPS, _POOL, _EPOCHS, _WEIGHTS = range(4)  # streams of a seed
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or its gradient stopped being a number."""
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> RecurrentDepthTransformer:
+    """A model whose initial weights depend on ``seed`` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(make_generator(seed, _WEIGHTS).initial_seed())
+        return RecurrentDepthTransformer(config).to(device)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); norms, embeddings, vectors and the injection do not decay."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    kept = [p for name, p in named if p.ndim < 2 or name.startswith(("embedding.", "injection."))]
+    decayed = [p for name, p in named if p.ndim >= 2 and not name.startswith(("embedding.", "injection."))]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+class BatchStream:
+    """The batch and loop count of any step, from the seed and the step alone."""
+
+    def __init__(self, task: ChainTask, config: TrainConfig) -> None:
+        self.task, self.config = task, config
+        self.pool = None
+        if config.n_train_chains is not None:
+            generator = make_generator(config.seed, _POOL)
+            self.pool = task.batch(config.n_train_chains, config.min_digits, config.max_digits, generator)
+
+    def at(self, step: int) -> tuple[Batch, int]:
+        config, generator = self.config, make_generator(self.config.seed, _STEPS, step)
+        n_loops = int(torch.randint(config.min_loops, config.max_loops + 1, (), generator=generator))
+        if self.pool is None:
+            return self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator), n_loops
+        per_epoch = math.ceil(config.n_train_chains / config.batch_size)
+        order = torch.randperm(config.n_train_chains, generator=make_generator(config.seed, _EPOCHS, step // per_epoch))
+        start = step % per_epoch * config.batch_size
+        chosen = order[start : start + config.batch_size].sort().values  # the pool goes from short to long
+        return Batch(*(tensor[chosen] for tensor in self.pool)), n_loops
+
+
+def train(
+    model: RecurrentDepthTransformer,
+    task: ChainTask,
+    config: TrainConfig,
+    *,
+    folder: str | os.PathLike | None = None,
+    on_record: Callable[[dict], None] | None = None,
+    progress: bool | None = None,
+) -> list[dict]:
+    """Train ``model`` in place and return one record per ``log_every`` steps.
+
+    With ``ema_decay`` the model ends with the averaged weights. With a ``folder``, the run is saved
+    every ``checkpoint_every`` steps and at its end, and resumes from there if it finds its own state.
+    ``progress`` is shown unless the environment variable CI is set.
+
+    Raises:
+        NonFiniteError: when loss or gradient is not finite; says at which step and loop. The last
+            good checkpoint stays.
+        CheckpointError: when the folder holds the state of another run.
+    """
+    _check_fit(model.config, task, config)
+    device = model.embedding.weight.device
+    stream = BatchStream(task, config)
+    optimizer = make_optimizer(model, config)
+    average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
+    state = RunState(model, task, config, optimizer, average, folder)
+    first, history = state.load()
+    if folder is not None:
+        state.write_history(history)
+
+    model.train()
+    hidden = bool(os.environ.get("CI")) if progress is None else not progress
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=hidden, desc="training", unit="step")
+    for step in bar:
+        batch, n_loops = stream.at(step)
+        batch = batch.to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+
+        loss, logits, steps = chain_loss(model, config, batch, n_loops)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(_explain(steps, step, n_loops, state))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        if not torch.isfinite(grad_norm):
+            raise NonFiniteError(f"the gradient is not finite at step {step + 1}, through {n_loops} loops; {state.describe()}")
+        optimizer.step()
+        _balance(model, steps, config.router_bias_rate)
+        _update_average(average, model, config.ema_decay, step)
+
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+            accuracy = (logits.argmax(-1) == batch.answers).float().mean().item()
+            record = {
+                "step": step + 1, "loss": loss.item(), "accuracy": accuracy, "n_loops": n_loops,
+                "lr": learning_rate(config, step), "grad_norm": grad_norm.item(),
+                **monitor(model, config, batch, config.max_loops), **_loads(steps),
+            }  # fmt: skip
+            history.append(record)
+            state.append_history(record)
+            bar.set_postfix(loss=f"{record['loss']:.3f}", rho=f"{record['decay_radius']:.3f}")
+            if on_record is not None:
+                on_record(record)
+        if folder is not None and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
+            state.save(step + 1, history)
+
+    model.load_state_dict(average, strict=False)
+    model.eval()
+    return history
+
+
+class RunState:
+    """What a run needs to go on, in one file."""
+
+    def __init__(self, model, task, config, optimizer, average, folder) -> None:
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.folder = make_folder(folder) if folder is not None else None
+        identity = {"model": model.config.to_dict(), "train": config.to_dict(), "modulus": task.modulus, "symbols": task.n_symbols}
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.saved_at: int | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live tensors, by name. The optimiser's appear once it has made a step."""
+        names = {p: name for name, p in self.model.named_parameters()}
+        moments = {
+            f"optimizer.{names[p]}.{key}": value for p, values in self.optimizer.state.items() for key, value in values.items()
+        }
+        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return {**weights, **moments, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
+
+    def save(self, step: int, history: list[dict]) -> None:
+        from safetensors.torch import save
+
+        metadata = {"run": self.identity, "step": str(step), "history": json.dumps(history)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        write_bytes(self.folder / STATE_FILE, save(tensors, metadata))
+        self.saved_at = step
+
+    def load(self) -> tuple[int, list[dict]]:
+        """Put the saved tensors in place; return the step to go on from and the history so far."""
+        if self.folder is None or not (self.folder / STATE_FILE).exists():
+            return 0, []
+        path = self.folder / STATE_FILE
+        saved, metadata = read_tensors(path)
+        if metadata.get("run") != self.identity:
+            raise CheckpointError(f"{path} is the state of another run; choose another folder, or remove the file to start anew")
+        for p in self.model.parameters():  # the moments must exist before they can be filled
+            p.grad = torch.zeros_like(p)
+        with torch.no_grad():
+            self.optimizer.step()
+            check_tensors(saved, self.tensors(), where=str(path))
+            for name, tensor in self.tensors().items():
+                tensor.copy_(saved[name])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.saved_at = int(metadata["step"])
+        return self.saved_at, json.loads(metadata["history"])
+
+    def write_history(self, history: list[dict]) -> None:
+        write_bytes(self.folder / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in history).encode())
+
+    def append_history(self, record: dict) -> None:
+        if self.folder is not None:
+            with open(self.folder / METRICS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def describe(self) -> str:
+        if self.saved_at is None:
+            return "nothing had been saved yet"
+        return f"the weights after step {self.saved_at} are kept in {self.folder / STATE_FILE}"
+
+
+def _check_fit(model: ModelConfig, task: ChainTask, config: TrainConfig) -> None:
+    """``ValueError`` for a model, task and training that cannot work together."""
+    if model.vocab_size < task.vocab_size:
+        raise ValueError(f"vocab_size={model.vocab_size} is too small: the task has {task.vocab_size} tokens")
+    if model.pad_token_id != task.pad_id:
+        raise ValueError(f"pad_token_id={model.pad_token_id} does not fit: the task pads with {task.pad_id}")
+    if model.max_seq_len < config.max_digits + 2:
+        raise ValueError(f"max_digits={config.max_digits} is too long: with START and EQ it exceeds max_seq_len={model.max_seq_len}")
+    if config.ponder_cost and model.halting == "none":
+        raise ValueError(f'ponder_cost={config.ponder_cost} needs a model that halts; use halting="act" or ponder_cost=0')
+    if config.loss == "from_needed" and config.max_loops < model.loops_needed(config.max_digits):
+        raise ValueError(
+            f"max_loops={config.max_loops} is too few: chains of {config.max_digits} digits need "
+            f"{model.loops_needed(config.max_digits)} loops, so nothing would be learned from them"
+        )
+
+
+def _balance(model: RecurrentDepthTransformer, steps: list, rate: float) -> None:
+    """One step of loss-free balancing per core layer, on the load of all loops together."""
+    if model.config.n_experts and rate:
+        for layer, block in enumerate(model.core):
+            block.ffn.update_bias(sum(step.routing[layer].load for step in steps), rate)
+
+
+def _loads(steps: list) -> dict:
+    """Share of tokens per loop, core layer and expert, for the log; empty without experts."""
+    if not steps[0].routing:
+        return {}
+    return {"expert_load": [[(stats.load / stats.load.sum()).tolist() for stats in step.routing] for step in steps]}
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """average ← decay·average + (1 − decay)·weights; a smaller decay at first, so that the start is forgotten."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, p in model.named_parameters():
+        if name in average:
+            average[name].lerp_(p, 1 - decay)
+
+
+def _explain(steps: list, step: int, n_loops: int, state: RunState) -> str:
+    """Where the first number that is not finite appeared."""
+    for loop_step in steps:
+        if not torch.isfinite(loop_step.state).all():
+            where = f"the state is not finite from loop {loop_step.loop} of {n_loops} on"
+            break
+    else:
+        where = f"the state is finite up to loop {n_loops}, the read-out after it is not"
+    return f"the loss is not finite at step {step + 1}: {where}; {state.describe()}"
