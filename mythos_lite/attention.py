@@ -21,7 +21,7 @@ when every position is new; as soon as the cache holds positions the absorbed on
 positions are never expanded again.
 
 DeepSeek-V2 scales both compressed vectors by a learned norm, as here; its biases are off by default.
-Rotary positions turn adjacent channels, as in its code.
+Its code turns adjacent rotary channels, ``layers`` those half a head apart: the same up to their order.
 
 Shapes: B batch, T query positions, S key positions (S − T of them cached), D model width, H heads,
 K kv heads, d head width, n/r/v no-position, rotary and value widths of a head, R latent rank.
@@ -43,8 +43,8 @@ from mythos_lite.layers import apply_rotary, rms_norm, rotary_tables
 class Positions(NamedTuple):
     """What every attention layer of one forward pass shares: angles of the new tokens, and who sees whom."""
 
-    cos: Tensor  # (T, rotary_dim / 2)
-    sin: Tensor  # (T, rotary_dim / 2)
+    cos: Tensor  # (T, rotary_dim)
+    sin: Tensor  # (T, rotary_dim)
     mask: Tensor | None  # (T, S) bool, True where a query sees a key; None: no mask is needed beyond ``causal``
     causal: bool  # the plain causal triangle, which the kernel draws itself
 
