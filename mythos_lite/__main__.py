@@ -1,0 +1,89 @@
+"""Command line: ``python -m mythos_lite experiment`` is the main job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mythos_lite import __version__
+from mythos_lite.config import RECIPES, check_int
+from mythos_lite.experiment import markdown_table, run_experiment
+from mythos_lite.training import NonFiniteError
+
+EXPERIMENT_EXAMPLES = """\
+recipes:
+  fixed      chains of 2 to 5 digits, four loops in every batch (the default)
+  hold       one to four loops, loss from the needed loop on: learns to keep its answer
+  published  the setting of the published tutorial, rerun
+
+examples:
+  python -m mythos_lite experiment
+  python -m mythos_lite experiment --recipe hold --seed 3 --out runs/hold-3
+  python -m mythos_lite experiment --quick          # under a minute, to see that it runs
+
+An interrupted run goes on when the same command is given again.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mythos_lite", description="Recurrent-depth transformers on digit chains.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    run = commands.add_parser(
+        "experiment",
+        help="train, sweep the loop count, draw loops against accuracy",
+        description="Train on short digit chains, then sweep the loop count on longer ones.",
+        epilog=EXPERIMENT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("--recipe", default="fixed", help=f"one of {', '.join(RECIPES)} (default: %(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="weights, chains and loop counts follow from it (default: %(default)s)")
+    run.add_argument("--quick", action="store_true", help="a few steps and chains: shows that everything runs, proves nothing")
+    run.add_argument("--out", metavar="DIR", help="where to write (default: runs/RECIPE-seedN)")
+    run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    run.add_argument(
+        "--threads", type=int, default=min(2, os.cpu_count() or 1),
+        help="CPU threads; the matrices are small, more than two do not pay (default: %(default)s)",
+    )  # fmt: skip
+
+    table = commands.add_parser("table", help="print results as a Markdown table")
+    table.add_argument("files", nargs="+", metavar="FILE", help="sweep.json files of finished runs")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    try:
+        if args.command == "table":
+            print(markdown_table([_read_result(Path(name)) for name in args.files]), end="")
+            return 0
+        check_int("threads", args.threads, 1)
+        torch.set_num_threads(args.threads)
+        run_experiment(args.recipe, args.seed, out=args.out, quick=args.quick, device=args.device)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last saved step", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read_result(path: Path) -> dict:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        result["recipe"], result["seed"], result["rows"], result["groups"], result["provenance"]["seconds"]["training"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the sweep.json of a finished run") from error
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

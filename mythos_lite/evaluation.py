@@ -1,0 +1,98 @@
+"""Accuracy against loops and chain length, in one pass over the loops.
+
+The state after eight loops passes through the state after four, so one run to the largest loop count
+gives every smaller one: the coda reads the state out wherever a count was asked for.
+
+A row is a plain dict: ``n_digits``, ``n_loops``, ``n_chains``, ``n_correct``, ``accuracy`` and its
+95 % interval ``low`` to ``high`` (Wilson 1927), all shares between 0 and 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mythos_lite.config import check_int
+from mythos_lite.data import ChainTask, make_generator
+from mythos_lite.losses import answer_logits
+from mythos_lite.model import RecurrentDepthTransformer
+
+_CHAINS = 10  # stream of a seed, apart from those of training
+_TOKENS_AT_ONCE = 16_384
+
+
+def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share; stays inside [0, 1] and is not empty at 0 or ``n`` correct."""
+    check_int("n", n, 1)
+    check_int("n_correct", n_correct, 0, n)
+    z, p = 1.959964, n_correct / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluation_chains(task: ChainTask, n_digits: int, n_chains: int, seed: int = 0) -> Tensor:
+    """Held-out chains (B, n): all of them if there are at most ``n_chains``, else that many at random."""
+    check_int("n_digits", n_digits, 1)
+    check_int("n_chains", n_chains, 1)
+    if task.n_symbols**n_digits <= 100_000:
+        chains = task.enumerate(n_digits, "held_out")
+        if len(chains) <= n_chains:
+            if not len(chains):
+                raise ValueError(f"no chain of n_digits={n_digits} is held out for evaluation; use more digits")
+            return chains
+    return task.sample(n_chains, n_digits, make_generator(seed, _CHAINS, n_digits), "held_out")
+
+
+@torch.no_grad()
+def sweep(
+    model: RecurrentDepthTransformer,
+    task: ChainTask,
+    lengths: Iterable[int],
+    loops: Sequence[int],
+    *,
+    n_chains: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    """One row per length and loop count, on held-out chains drawn with ``seed``."""
+    loops = sorted(set(loops))
+    for n_loops in loops or [None]:
+        check_int("n_loops", n_loops, 1)
+    device = model.embedding.weight.device
+    model.eval()
+    rows = []
+    for n_digits in lengths:
+        chains = evaluation_chains(task, n_digits, n_chains, seed)
+        correct = dict.fromkeys(loops, 0)
+        for part in chains.split(max(1, _TOKENS_AT_ONCE // (n_digits + 2))):
+            batch = task.encode(part).to(device)
+            for step in model.loop(batch.token_ids, loops[-1]):
+                if step.loop in correct:
+                    logits = answer_logits(model.read_out(step.output), batch.answer_positions)
+                    correct[step.loop] += int((logits.argmax(-1) == batch.answers).sum())
+        rows += [make_row(n_digits, n_loops, correct[n_loops], len(chains)) for n_loops in loops]
+    return rows
+
+
+def make_row(n_digits: int | str, n_loops: int, n_correct: int, n_chains: int) -> dict:
+    low, high = wilson_interval(n_correct, n_chains)
+    return {
+        "n_digits": n_digits, "n_loops": n_loops, "n_chains": n_chains, "n_correct": n_correct,
+        "accuracy": n_correct / n_chains, "low": low, "high": high,
+    }  # fmt: skip
+
+
+def pool(rows: list[dict], lengths: Sequence[int]) -> list[dict]:
+    """Rows over several lengths together, one per loop count; every chain counts once."""
+    wanted = [row for row in rows if row["n_digits"] in lengths]
+    if not wanted:
+        raise ValueError(f"no row has one of the lengths {list(lengths)}")
+    name = f"{min(lengths)}–{max(lengths)}" if len(lengths) > 1 else str(lengths[0])
+    pooled = []
+    for n_loops in sorted({row["n_loops"] for row in wanted}):
+        same = [row for row in wanted if row["n_loops"] == n_loops]
+        pooled.append(make_row(name, n_loops, sum(r["n_correct"] for r in same), sum(r["n_chains"] for r in same)))
+    return pooled
