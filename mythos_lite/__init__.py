@@ -9,5 +9,12 @@ from mythos_lite.model import RecurrentDepthTransformer
 
 __version__ = "0.1.0"
 __all__ = [
-    "Cache", "ChainTask", "CheckpointError", "ConvergenceExit", "ModelConfig", "RecurrentDepthTransformer", "TrainConfig", "recipe",
-]  # fmt: skip
+    "Cache",
+    "ChainTask",
+    "CheckpointError",
+    "ConvergenceExit",
+    "ModelConfig",
+    "RecurrentDepthTransformer",
+    "TrainConfig",
+    "recipe",
+]

@@ -32,7 +32,9 @@ An interrupted run goes on when the same command is given again.
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mythos_lite", description="Recurrent-depth transformers on digit chains.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mythos_lite", description="Recurrent-depth transformers on digit chains."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -44,8 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("--recipe", default="fixed", help=f"one of {', '.join(RECIPES)} (default: %(default)s)")
-    run.add_argument("--seed", type=int, default=0, help="weights, chains and loop counts follow from it (default: %(default)s)")
-    run.add_argument("--quick", action="store_true", help="a few steps and chains: shows that everything runs, proves nothing")
+    run.add_argument(
+        "--seed", type=int, default=0, help="weights, chains and loop counts follow from it (default: %(default)s)"
+    )
+    run.add_argument(
+        "--quick", action="store_true", help="a few steps and chains: shows that everything runs, proves nothing"
+    )
     run.add_argument("--out", metavar="DIR", help="where to write (default: runs/RECIPE-seedN)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     run.add_argument(

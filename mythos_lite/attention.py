@@ -81,7 +81,9 @@ class GroupedQueryAttention(nn.Module):
         self.value = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, positions: Positions, cache: Cache | None = None, slot: CacheKey | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Positions, cache: Cache | None = None, slot: CacheKey | None = None
+    ) -> Tensor:
         """(B, T, D) → (B, T, D). With a ``cache``, ``slot`` says where this layer and loop keep their keys."""
         query = self._heads(self.query(x), self.n_heads)  # (B, H, T, d)
         key = self._heads(self.key(x), self.n_kv_heads)  # (B, K, T, d)
@@ -118,7 +120,9 @@ class MultiHeadLatentAttention(nn.Module):
         self.value_up = nn.Parameter(torch.empty(self.n_heads, self.v, self.rank))
         self.out = nn.Linear(self.n_heads * self.v, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, positions: Positions, cache: Cache | None = None, slot: CacheKey | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Positions, cache: Cache | None = None, slot: CacheKey | None = None
+    ) -> Tensor:
         """(B, T, D) → (B, T, D). With a ``cache``, ``slot`` says where this layer and loop keep their latents."""
         query = self.query_up(self.query_norm(self.query_down(x)))
         query = query.unflatten(-1, (self.n_heads, self.nope + self.rope)).transpose(1, 2)  # (B, H, T, n + r)

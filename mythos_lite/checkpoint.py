@@ -3,9 +3,8 @@
 A checkpoint is a configuration and named tensors; this module knows nothing of the model class, so
 the model can use it. Nothing is ever unpickled.
 
-A new checkpoint folder is written beside its place and moved there in one step. Into a folder that
-exists, each file is replaced in one step; the weights name the configuration they belong to, so a
-crash between the two is found out at loading and never runs with the wrong shape.
+Each file is written beside its place and moved there in one step, weights first. The weights name the
+configuration they belong to, so a crash between the two is found out at loading.
 """
 
 from __future__ import annotations
@@ -140,12 +139,14 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict]:
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
-    """``CheckpointError`` unless both have the same names and shapes."""
+    """``CheckpointError`` unless both have the same names and shapes, and what was found are floats."""
     if missing := sorted(set(expected) - set(found)):
         raise CheckpointError(f"{where}: the weight {missing[0]!r} is missing")
     if unknown := sorted(set(found) - set(expected)):
         raise CheckpointError(f"{where}: the weight {unknown[0]!r} is not part of this model")
     for name, tensor in expected.items():
+        if not found[name].is_floating_point():
+            raise CheckpointError(f"{where}: the weight {name!r} holds {found[name].dtype}, not floating-point numbers")
         if found[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{where}: the weight {name!r} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"

@@ -38,7 +38,11 @@ def check_number(field: str, value: object, low: float, high: float = math.inf, 
     fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not fine or value < low or value > high or (open_low and value == low):
         edge = "above" if open_low else "at least"
-        _reject(field, value, f"{field} must be a finite number {edge} {low}" + ("" if math.isinf(high) else f" and at most {high}"))
+        _reject(
+            field,
+            value,
+            f"{field} must be a finite number {edge} {low}" + ("" if math.isinf(high) else f" and at most {high}"),
+        )
 
 
 def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
@@ -128,7 +132,11 @@ class ModelConfig(_Config):
         if not isinstance(self.loop_index_embedding, bool):
             _reject("loop_index_embedding", self.loop_index_embedding, "it must be True or False")
         if self.loop_index_embedding and self.d_model < 16:
-            _reject("d_model", self.d_model, "the loop-index embedding takes d_model // 8 channels and needs at least 2; use 16 or more")
+            _reject(
+                "d_model",
+                self.d_model,
+                "the loop-index embedding takes d_model // 8 channels and needs at least 2; use 16 or more",
+            )
         self._check_attention()
         self._check_experts()
 
@@ -141,11 +149,17 @@ class ModelConfig(_Config):
                     _reject(field, None, f'attention="mla" needs {field}, a whole number, 1 or more')
                 check_int(field, getattr(self, field), 1)
             if self.qk_rope_head_dim % 2:
-                _reject("qk_rope_head_dim", self.qk_rope_head_dim, "rotary positions turn pairs of channels; use an even number")
+                _reject(
+                    "qk_rope_head_dim",
+                    self.qk_rope_head_dim,
+                    "rotary positions turn pairs of channels; use an even number",
+                )
             return
         for field in _MLA_FIELDS:
             if getattr(self, field) is not None:
-                _reject(field, getattr(self, field), f'only attention="mla" reads {field}; pass None or change attention')
+                _reject(
+                    field, getattr(self, field), f'only attention="mla" reads {field}; pass None or change attention'
+                )
         if self.d_model % self.n_heads:
             _reject("n_heads", self.n_heads, f"it must divide d_model={self.d_model}")
         if self.head_dim % 2:
@@ -159,7 +173,11 @@ class ModelConfig(_Config):
         if self.n_experts == 0:
             for field in fields:
                 if getattr(self, field) != 0:
-                    _reject(field, getattr(self, field), f"there are no routed experts (n_experts=0); pass {field}=0 or set n_experts")
+                    _reject(
+                        field,
+                        getattr(self, field),
+                        f"there are no routed experts (n_experts=0); pass {field}=0 or set n_experts",
+                    )
             return
         check_int("n_experts", self.n_experts, 2)
         check_int("n_experts_per_token", self.n_experts_per_token, 1, self.n_experts)
@@ -190,7 +208,9 @@ class ModelConfig(_Config):
         if left <= 0:
             return 1
         if reach == 0:
-            _reject("window", self.window, f"no number of loops moves information over {distance} positions; use 2 or more")
+            _reject(
+                "window", self.window, f"no number of loops moves information over {distance} positions; use 2 or more"
+            )
         return max(1, math.ceil(left / (reach * self.n_core_layers)))
 
 
@@ -255,7 +275,7 @@ def published_model(attention: str = "mla") -> ModelConfig:
     vocabulary of 64 is kept for the count, though the task uses ten of its tokens.
     """
     check_choice("attention", attention, ATTENTIONS)
-    mla = dict(kv_lora_rank=32, q_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16)
+    mla = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
     return ModelConfig(
         vocab_size=64, max_seq_len=32, d_model=128, n_heads=4, attention=attention,
         n_kv_heads=2 if attention == "gqa" else None, **(mla if attention == "mla" else {}),

@@ -91,9 +91,13 @@ class ChainTask:
 
     def _check_chains(self, chains: Tensor) -> None:
         if chains.ndim != 2 or chains.shape[1] == 0 or chains.is_floating_point():
-            raise ValueError(f"chains must be whole numbers of shape (B, n) with n ≥ 1, not {tuple(chains.shape)} {chains.dtype}")
+            raise ValueError(
+                f"chains must be whole numbers of shape (B, n) with n ≥ 1, not {tuple(chains.shape)} {chains.dtype}"
+            )
         if chains.numel() and (chains.min() < 0 or chains.max() >= self.n_symbols):
-            raise ValueError(f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}")
+            raise ValueError(
+                f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}"
+            )
 
     def answer(self, chains: Tensor) -> Tensor:
         """(B, n) digits → (B,) sums modulo ``modulus``."""
@@ -125,7 +129,8 @@ class ChainTask:
         check_choice("split", split, SPLITS)
         if self.n_symbols**n_digits > _ENUMERABLE:
             raise ValueError(
-                f"n_digits={n_digits} has {self.n_symbols**n_digits:,} chains, more than the {_ENUMERABLE:,} that are listed; use sample()"
+                f"n_digits={n_digits} has {self.n_symbols**n_digits:,} chains, more than the {_ENUMERABLE:,} "
+                "that are listed; use sample()"
             )
         place = self.n_symbols ** torch.arange(n_digits - 1, -1, -1)
         chains = torch.arange(self.n_symbols**n_digits).unsqueeze(1) // place % self.n_symbols

@@ -77,7 +77,8 @@ def run_experiment(
 
     task = ChainTask()
     model = build_model(model_config, seed, device)
-    say(f"recipe {recipe_name}, seed {seed}: {model.n_parameters():,} parameters, {train_config.steps} steps on {device}")
+    size = f"{model.n_parameters():,} parameters, {train_config.steps} steps"
+    say(f"recipe {recipe_name}, seed {seed}: {size} on {device}")
     if quick:
         say("quick: a check that everything runs; its accuracy means nothing")
     started = time.perf_counter()
@@ -95,7 +96,9 @@ def run_experiment(
         "chance": 1 / task.modulus,
         "groups": [list(group) for group in plan.groups],
         "rows": rows,
-        "provenance": provenance([Path(sys.executable).name, "-m", "mythos_lite", *_command(recipe_name, seed, quick)], device, seconds),
+        "provenance": provenance(
+            [Path(sys.executable).name, "-m", "mythos_lite", *_command(recipe_name, seed, quick)], device, seconds
+        ),
     }
     model.save_pretrained(folder, **notes)
     write_bytes(folder / SWEEP_FILE, (json.dumps(result, indent=1) + "\n").encode())
@@ -163,7 +166,13 @@ def markdown_table(results: Sequence[dict]) -> str:
         for result in same:
             for group, rows in grouped_rows(result).items():
                 values = [f"{row['accuracy']:.3f}" for row in rows]
-                cells = [name, str(result["seed"]), group.removesuffix(" digits"), *values, f"{result['provenance']['seconds']['training']:.0f}"]
+                cells = [
+                    name,
+                    str(result["seed"]),
+                    group.removesuffix(" digits"),
+                    *values,
+                    f"{result['provenance']['seconds']['training']:.0f}",
+                ]
                 lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines).strip() + "\n"
 
@@ -178,7 +187,9 @@ def _find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device={name!r} is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r} is not there: torch {torch.__version__} sees no CUDA device; use auto or cpu")
+        raise ValueError(
+            f"device={name!r} is not there: torch {torch.__version__} sees no CUDA device; use auto or cpu"
+        )
     return device
 
 
@@ -195,8 +206,11 @@ def _refuse_other_run(folder: Path, notes: dict) -> None:
     try:
         found = read_checkpoint(folder)[2]
     except CheckpointError as error:
-        raise ValueError(f"{folder} holds files that are not a finished run ({error}); choose another folder with --out") from error
+        raise ValueError(
+            f"{folder} holds files that are not a finished run ({error}); choose another folder with --out"
+        ) from error
     if found != notes:
         raise ValueError(
-            f"{folder} holds another run (recipe {found.get('recipe')}, seed {found.get('seed')}); choose another folder with --out"
+            f"{folder} holds another run (recipe {found.get('recipe')}, seed {found.get('seed')}); "
+            "choose another folder with --out"
         )

@@ -18,7 +18,9 @@ from mythos_lite.data import Batch
 from mythos_lite.model import LoopStep, RecurrentDepthTransformer
 
 
-def supervised_loops(model: ModelConfig, train: TrainConfig, n_loops: int, n_digits: Tensor) -> tuple[list[int], Tensor]:
+def supervised_loops(
+    model: ModelConfig, train: TrainConfig, n_loops: int, n_digits: Tensor
+) -> tuple[list[int], Tensor]:
     """Which of the loops 1 … ``n_loops`` are read out, and how each chain weighs them.
 
     Returns the L loop numbers and weights (L, B) that sum to 1 over all, or to 0 where no chain can

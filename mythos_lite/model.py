@@ -38,7 +38,8 @@ from mythos_lite.injection import make_injection
 from mythos_lite.layers import rms_norm
 from mythos_lite.moe import RouterStats, SparseMoE
 
-EMBEDDING_STD = 0.02
+INITIAL_STD = 0.02
+"""For every matrix and embedding, as in GPT-2 (Radford et al. 2019, §2.3)."""
 
 
 class LoopStep(NamedTuple):
@@ -117,16 +118,16 @@ class RecurrentDepthTransformer(nn.Module):
         """Every initial value in one place. Seed torch before building the model to repeat them."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                nn.init.normal_(module.weight, std=INITIAL_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, MultiHeadLatentAttention):
                 for weight in (module.key_up, module.value_up):
-                    nn.init.normal_(weight, std=module.rank**-0.5)
+                    nn.init.normal_(weight, std=INITIAL_STD)
             elif isinstance(module, SparseMoE):
                 for weight in (module.gate, module.up, module.down):
-                    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+                    nn.init.normal_(weight, std=INITIAL_STD)
+        nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
         self.injection.reset_parameters()
         if self.config.depth_lora_rank:
             nn.init.normal_(self.depth_lora_scale)
@@ -264,7 +265,8 @@ class RecurrentDepthTransformer(nn.Module):
             check_int("eos_token_id", eos_token_id, 0, self.config.vocab_size - 1)
         if self.config.pad_token_id is not None and (prompt_ids == self.config.pad_token_id).any():
             raise ValueError(
-                f"the prompt holds padding (token {self.config.pad_token_id}); generate for prompts of one length at a time"
+                f"the prompt holds padding (token {self.config.pad_token_id}); "
+                "generate for prompts of one length at a time"
             )
         self._check_length(prompt_ids.shape[1] + max_new_tokens)
 
@@ -330,7 +332,8 @@ class RecurrentDepthTransformer(nn.Module):
             raise ValueError(f"token_ids must have shape (B, T) with B ≥ 1 and T ≥ 1, not {tuple(token_ids.shape)}")
         if token_ids.device != self.embedding.weight.device:
             raise ValueError(
-                f"token_ids are on {token_ids.device} and the model on {self.embedding.weight.device}; move one of them with .to()"
+                f"token_ids are on {token_ids.device} and the model on {self.embedding.weight.device}; "
+                "move one of them with .to()"
             )
         low, high = token_ids.min().item(), token_ids.max().item()
         if low < 0 or high >= self.config.vocab_size:
@@ -350,7 +353,7 @@ class RecurrentDepthTransformer(nn.Module):
         """(D,) sinusoid of the loop number on the first D // 8 channels, zero on the others."""
         half = self.config.d_model // 16
         rates = 10_000.0 ** (-torch.arange(half, device=h.device, dtype=torch.float32) / half)
-        signal = torch.cat([torch.sin(t * rates), torch.cos(t * rates)]) * EMBEDDING_STD
+        signal = torch.cat([torch.sin(t * rates), torch.cos(t * rates)]) * INITIAL_STD
         return nn.functional.pad(signal, (0, self.config.d_model - 2 * half)).to(h.dtype)
 
     def _depth_lora(self, x: Tensor, t: int) -> Tensor:
@@ -377,5 +380,7 @@ def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torc
         kept, tokens = logits, torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
     # Subtracting the largest first keeps the quotient finite at the smallest temperatures.
     shares = ((kept.double() - kept.max(dim=-1, keepdim=True).values) / temperature).softmax(dim=-1)
-    drawn = torch.multinomial(shares.cpu() if generator is not None and generator.device.type == "cpu" else shares, 1, generator=generator)
-    return tokens.gather(1, drawn.to(tokens.device)).squeeze(1)
+    if generator is not None:
+        shares = shares.to(generator.device)
+    drawn = torch.multinomial(shares, 1, generator=generator).to(tokens.device)
+    return tokens.gather(1, drawn).squeeze(1)

@@ -30,12 +30,17 @@ def loop_scaling(
     low, high = trained_loops
     axes.axvspan(low * 0.93, high * 1.07, color="0.88", zorder=0)
     axes.annotate(
-        "loops in training", (high * 1.1, 0.5), xycoords=("data", "axes fraction"), fontsize=8, color="0.35", va="center"
+        "loops in training",
+        (high * 1.1, 0.5),
+        xycoords=("data", "axes fraction"),
+        fontsize=8,
+        color="0.35",
+        va="center",
     )
     axes.axhline(chance, color="0.45", lw=1, ls=":")
     axes.annotate(
-        f"chance {chance:.3f}", (1, chance), xycoords=("axes fraction", "data"), xytext=(-3, -3),
-        textcoords="offset points", ha="right", va="top", fontsize=8, color="0.35",
+        f"chance\n{chance:.3f}", (1.01, chance), xycoords=("axes fraction", "data"), ha="left", va="center",
+        fontsize=8, color="0.35", annotation_clip=False,
     )  # fmt: skip
     for (name, rows), style in zip(groups.items(), _styles(), strict=False):
         rows = sorted(rows, key=lambda row: row["n_loops"])
@@ -68,7 +73,9 @@ def describe_scaling(rows: Sequence[dict], name: str, chance: float) -> str:
     return f"{text}, still {last['accuracy']:.2f} at {last['n_loops']}"
 
 
-def loops_by_length(rows: Sequence[dict], *, needed: Mapping[int, int] | None = None, title: str | None = None) -> Figure:
+def loops_by_length(
+    rows: Sequence[dict], *, needed: Mapping[int, int] | None = None, title: str | None = None
+) -> Figure:
     """Heat map of accuracy, loops across and digits up; a line marks the loops ``needed`` by length."""
     lengths = sorted({row["n_digits"] for row in rows})
     counts = sorted({row["n_loops"] for row in rows})
@@ -79,7 +86,15 @@ def loops_by_length(rows: Sequence[dict], *, needed: Mapping[int, int] | None = 
     image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1)
     for i, j in np.ndindex(grid.shape):
         if np.isfinite(grid[i, j]):
-            axes.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=8, color="black" if grid[i, j] > 0.55 else "white")
+            axes.text(
+                j,
+                i,
+                f"{grid[i, j]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if grid[i, j] > 0.55 else "white",
+            )
     if needed:
         edge = [next((j for j, count in enumerate(counts) if count >= needed[n]), len(counts)) - 0.5 for n in lengths]
         axes.step([edge[0], *edge], [i - 0.5 for i in range(len(lengths) + 1)], where="pre", color="#D55E00", lw=2.5)
@@ -88,7 +103,10 @@ def loops_by_length(rows: Sequence[dict], *, needed: Mapping[int, int] | None = 
     axes.set_xlabel("loops at inference")
     axes.set_ylabel("digits in the chain")
     axes.set_title(
-        title or ("Right of the line information can reach the end of the chain" if needed else "Accuracy by loops and length"),
+        title
+        or (
+            "Right of the line information can reach the end of the chain" if needed else "Accuracy by loops and length"
+        ),
         fontsize=11,
     )
     figure.colorbar(image, ax=axes, label="accuracy")
@@ -96,42 +114,58 @@ def loops_by_length(rows: Sequence[dict], *, needed: Mapping[int, int] | None = 
 
 
 def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
-    """Residual over the loops, early to late in training, and both radii over training.
+    """Residual (top) and radius (bottom), over the loops (left) and over training (right).
 
-    ``records`` are those that ``train`` returns.
+    ``records`` are those that ``train`` returns; over the loops the first, a middle and the last are drawn.
     """
-    figure, (left, right) = _figure(9.6, 3.8, n_columns=2)
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained", dpi=130)
+    (residual_loops, residual_steps), (radius_loops, radius_steps) = figure.subplots(2, 2)
     shown = [records[i] for i in sorted({0, (len(records) - 1) // 2, len(records) - 1})]
     for record, style in zip(shown, _styles(), strict=False):
-        values = record["residuals"]
-        left.plot(range(1, len(values) + 1), values, label=f"step {record['step']}", **style)
-    left.set_yscale("log")
-    left.set_xticks(range(1, len(shown[-1]["residuals"]) + 1))
-    left.set_xlabel("loop")
-    left.set_ylabel("relative residual ‖h − h before‖ / ‖h‖")
-    left.set_title("How much each loop still changes the state", fontsize=10)
-    left.legend(frameon=False, fontsize=9)
+        loops = range(1, len(record["residuals"]) + 1)
+        residual_loops.plot(loops, record["residuals"], label=f"step {record['step']}", **style)
+        radius_loops.plot(loops, record["jacobian_radii"], label=f"step {record['step']}", **style)
     steps = [record["step"] for record in records]
-    for (key, name), style in zip((("decay_radius", "ρ(Ā), injection"), ("jacobian_radius", "ρ(J), whole loop")), _styles(), strict=False):
-        right.plot(steps, [record[key] for record in records], label=name, markevery=max(1, len(steps) // 10), **style)
-    right.axhline(1, color="0.45", lw=1, ls=":")
-    right.set_xlabel("training step")
-    right.set_ylabel("spectral radius")
-    right.set_title("Below 1, small errors die out", fontsize=10)
-    right.legend(frameon=False, fontsize=9)
+    first, second = _styles()[:2]
+    every = max(1, len(steps) // 10)
+    residual_steps.plot(steps, [r["residuals"][0] for r in records], label="first loop", markevery=every, **first)
+    residual_steps.plot(steps, [r["residuals"][-1] for r in records], label="last loop", markevery=every, **second)
+    radius_steps.plot(
+        steps, [r["decay_radius"] for r in records], label="ρ(Ā), injection alone", markevery=every, **first
+    )
+    radius_steps.plot(
+        steps, [r["jacobian_radii"][-1] for r in records], label="ρ(J), whole loop, last", markevery=every, **second
+    )
+    for axes in (residual_loops, residual_steps):
+        axes.set_yscale("log")
+        axes.set_ylabel("relative residual")
+    for axes in (radius_loops, radius_steps):
+        axes.axhline(1, color="0.45", lw=1, ls=":")
+        axes.set_ylabel("spectral radius")
+    for axes in (residual_loops, radius_loops):
+        axes.set_xticks(range(1, len(records[-1]["residuals"]) + 1))
+        axes.set_xlabel("loop")
+    for axes in (residual_steps, radius_steps):
+        axes.set_xlabel("training step")
+    residual_loops.set_title("How much each loop changes the state", fontsize=10)
+    radius_loops.set_title("Whole loop: below 1 small errors die out", fontsize=10)
+    for axes in figure.axes:
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
     last = records[-1]
-    side = "above" if last["jacobian_radius"] >= 1 else "below"
+    radius = last["jacobian_radii"][-1]
+    side = "above" if radius >= 1 else "below"
     figure.suptitle(
-        title or f"ρ(Ā) ends at {last['decay_radius']:.2f}, the whole loop's radius at {last['jacobian_radius']:.2f}, {side} 1", fontsize=11
+        title or f"ρ(Ā) ends at {last['decay_radius']:.2f}, the whole loop's radius at {radius:.2f}, {side} 1",
+        fontsize=11,
     )
     return figure
 
 
-def _figure(width: float, height: float, n_columns: int = 1):
+def _figure(width: float, height: float):
     figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
-    axes = figure.subplots(1, n_columns)
-    for one in np.atleast_1d(axes):
-        one.spines[["top", "right"]].set_visible(False)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 

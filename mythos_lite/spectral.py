@@ -63,7 +63,9 @@ def make_loop_map(model: RecurrentDepthTransformer, token_ids: Tensor, t: int = 
     model.check_input(token_ids, None, None)
     check_int("t", t, 0)
     if token_ids.shape[0] != 1:
-        raise ValueError(f"the loop map is studied for one sequence at a time; token_ids has shape {tuple(token_ids.shape)}")
+        raise ValueError(
+            f"the loop map is studied for one sequence at a time; token_ids has shape {tuple(token_ids.shape)}"
+        )
     positions = make_positions(model.config, token_ids.shape[1], None, token_ids.device)
     with torch.no_grad():
         e = model.encode(token_ids, positions)
@@ -97,7 +99,13 @@ def jacobian_radius(
 
 
 def largest_singular_value(
-    loop_map: LoopMap, h: Tensor, *, method: str = "auto", n_iterations: int = 50, tolerance: float = 1e-4, seed: int = 0
+    loop_map: LoopMap,
+    h: Tensor,
+    *,
+    method: str = "auto",
+    n_iterations: int = 50,
+    tolerance: float = 1e-4,
+    seed: int = 0,
 ) -> float:
     """σ_max(J) at the state h (1, T, D). Iteration stops when it moves by less than ``tolerance`` (relative)."""
     _check_state(h, method)
@@ -131,16 +139,19 @@ def residuals(model: RecurrentDepthTransformer, batch: Batch, n_loops: int) -> l
 
 
 def monitor(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> dict:
-    """One line for the log: all of the above on a few chains, the Jacobian on the last (longest) of them."""
+    """One line for the log: all of the above on a few chains, the Jacobian on the last (longest) of them.
+
+    ``jacobian_radii`` holds ρ(J) of each loop's map at the state that it is given.
+    """
     few = Batch(*(tensor[-16:] for tensor in batch))
     chain = few.token_ids[-1:, : int(few.answer_positions[-1]) + 1]
-    loop_map, h = make_loop_map(model, chain, n_loops - 1)
-    with torch.no_grad():
-        for step in model.loop(chain, n_loops):
-            h = step.state
+    radii = []
+    for step in model.loop(chain, n_loops):
+        loop_map, _ = make_loop_map(model, chain, step.loop - 1)
+        radii.append(jacobian_radius(loop_map, step.previous))
     return {
         "decay_radius": decay_radius(model),
-        "jacobian_radius": jacobian_radius(loop_map, h, method="iterative"),
+        "jacobian_radii": radii,
         "residuals": residuals(model, few, n_loops),
         "gradient_norms": gradient_norms(model, train, few, n_loops),
     }

@@ -14,7 +14,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +118,9 @@ def train(
 
     model.train()
     hidden = bool(os.environ.get("CI")) if progress is None else not progress
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=hidden, desc="training", unit="step")
+    bar = tqdm(
+        range(first, config.steps), initial=first, total=config.steps, disable=hidden, desc="training", unit="step"
+    )
     for step in bar:
         batch, n_loops = stream.at(step)
         batch = batch.to(device)
@@ -133,7 +134,9 @@ def train(
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         if not torch.isfinite(grad_norm):
-            raise NonFiniteError(f"the gradient is not finite at step {step + 1}, through {n_loops} loops; {state.describe()}")
+            raise NonFiniteError(
+                f"the gradient is not finite at step {step + 1}, through {n_loops} loops; {state.describe()}"
+            )
         optimizer.step()
         _balance(model, steps, config.router_bias_rate)
         _update_average(average, model, config.ema_decay, step)
@@ -164,7 +167,12 @@ class RunState:
     def __init__(self, model, task, config, optimizer, average, folder) -> None:
         self.model, self.optimizer, self.average = model, optimizer, average
         self.folder = make_folder(folder) if folder is not None else None
-        identity = {"model": model.config.to_dict(), "train": config.to_dict(), "modulus": task.modulus, "symbols": task.n_symbols}
+        identity = {
+            "model": model.config.to_dict(),
+            "train": config.to_dict(),
+            "modulus": task.modulus,
+            "symbols": task.n_symbols,
+        }
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.saved_at: int | None = None
 
@@ -172,7 +180,9 @@ class RunState:
         """The live tensors, by name. The optimiser's appear once it has made a step."""
         names = {p: name for name, p in self.model.named_parameters()}
         moments = {
-            f"optimizer.{names[p]}.{key}": value for p, values in self.optimizer.state.items() for key, value in values.items()
+            f"optimizer.{names[p]}.{key}": value
+            for p, values in self.optimizer.state.items()
+            for key, value in values.items()
         }
         weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         return {**weights, **moments, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
@@ -192,7 +202,9 @@ class RunState:
         path = self.folder / STATE_FILE
         saved, metadata = read_tensors(path)
         if metadata.get("run") != self.identity:
-            raise CheckpointError(f"{path} is the state of another run; choose another folder, or remove the file to start anew")
+            raise CheckpointError(
+                f"{path} is the state of another run; choose another folder, or remove the file to start anew"
+            )
         for p in self.model.parameters():  # the moments must exist before they can be filled
             p.grad = torch.zeros_like(p)
         with torch.no_grad():
@@ -225,9 +237,13 @@ def _check_fit(model: ModelConfig, task: ChainTask, config: TrainConfig) -> None
     if model.pad_token_id != task.pad_id:
         raise ValueError(f"pad_token_id={model.pad_token_id} does not fit: the task pads with {task.pad_id}")
     if model.max_seq_len < config.max_digits + 2:
-        raise ValueError(f"max_digits={config.max_digits} is too long: with START and EQ it exceeds max_seq_len={model.max_seq_len}")
+        raise ValueError(
+            f"max_digits={config.max_digits} is too long: with START and EQ it exceeds max_seq_len={model.max_seq_len}"
+        )
     if config.ponder_cost and model.halting == "none":
-        raise ValueError(f'ponder_cost={config.ponder_cost} needs a model that halts; use halting="act" or ponder_cost=0')
+        raise ValueError(
+            f'ponder_cost={config.ponder_cost} needs a model that halts; use halting="act" or ponder_cost=0'
+        )
     if config.loss == "from_needed" and config.max_loops < model.loops_needed(config.max_digits):
         raise ValueError(
             f"max_loops={config.max_loops} is too few: chains of {config.max_digits} digits need "
