@@ -13,13 +13,14 @@ import torch
 
 from mythos_lite import __version__
 from mythos_lite.config import RECIPES, check_int
-from mythos_lite.experiment import markdown_table, run_experiment
+from mythos_lite.experiment import run_experiment
+from mythos_lite.report import seed_table, summary_table
 from mythos_lite.training import NonFiniteError
 
 EXPERIMENT_EXAMPLES = """\
 recipes:
   fixed      chains of 2 to 5 digits, four loops in every batch (the default)
-  hold       one to four loops, loss from the needed loop on: learns to keep its answer
+  hold       three or four loops, loss from the needed loop on: learns to keep its answer
   published  the setting of the published tutorial, rerun
 
 examples:
@@ -50,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="weights, chains and loop counts follow from it (default: %(default)s)"
     )
     run.add_argument(
+        "--experts", action="store_true", help="latent attention and sparse experts in place of the dense model"
+    )
+    run.add_argument(
         "--quick", action="store_true", help="a few steps and chains: shows that everything runs, proves nothing"
     )
     run.add_argument("--out", metavar="DIR", help="where to write (default: runs/RECIPE-seedN)")
@@ -68,11 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         if args.command == "table":
-            print(markdown_table([_read_result(Path(name)) for name in args.files]), end="")
+            results = [_read_result(Path(name)) for name in args.files]
+            print(f"Mean over seeds, worst seed in brackets\n\n{summary_table(results)}")
+            print(f"Each seed\n\n{seed_table(results)}", end="")
             return 0
         check_int("threads", args.threads, 1)
         torch.set_num_threads(args.threads)
-        run_experiment(args.recipe, args.seed, out=args.out, quick=args.quick, device=args.device)
+        run_experiment(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick, device=args.device)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last saved step", file=sys.stderr)
         return 130
@@ -85,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_result(path: Path) -> dict:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        result["recipe"], result["seed"], result["rows"], result["groups"], result["provenance"]["seconds"]["training"]
+        result["recipe"], result["experts"], result["seed"], result["rows"], result["groups"]
+        result["provenance"]["seconds"]["training"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the sweep.json of a finished run") from error
     return result

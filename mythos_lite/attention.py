@@ -43,8 +43,8 @@ from mythos_lite.layers import apply_rotary, rms_norm, rotary_tables
 class Positions(NamedTuple):
     """What every attention layer of one forward pass shares: angles of the new tokens, and who sees whom."""
 
-    cos: Tensor  # (T, rotary_dim)
-    sin: Tensor  # (T, rotary_dim)
+    cos: Tensor  # (T, 1, rotary_dim)
+    sin: Tensor  # (T, 1, rotary_dim)
     mask: Tensor | None  # (T, S) bool, True where a query sees a key; None: no mask is needed beyond ``causal``
     causal: bool  # the plain causal triangle, which the kernel draws itself
 
@@ -85,11 +85,11 @@ class GroupedQueryAttention(nn.Module):
         self, x: Tensor, positions: Positions, cache: Cache | None = None, slot: CacheKey | None = None
     ) -> Tensor:
         """(B, T, D) → (B, T, D). With a ``cache``, ``slot`` says where this layer and loop keep their keys."""
-        query = self._heads(self.query(x), self.n_heads)  # (B, H, T, d)
-        key = self._heads(self.key(x), self.n_kv_heads)  # (B, K, T, d)
-        value = self._heads(self.value(x), self.n_kv_heads)
-        query = apply_rotary(query, positions.cos, positions.sin)
-        key = apply_rotary(key, positions.cos, positions.sin)
+        query = self.query(x).unflatten(-1, (self.n_heads, self.head_dim))  # (B, T, H, d)
+        key = self.key(x).unflatten(-1, (self.n_kv_heads, self.head_dim))  # (B, T, K, d)
+        value = self.value(x).unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)  # (B, K, T, d)
+        query = apply_rotary(query, positions.cos, positions.sin).transpose(1, 2)  # (B, H, T, d)
+        key = apply_rotary(key, positions.cos, positions.sin).transpose(1, 2)  # (B, K, T, d)
         if cache is not None:
             key, value = cache.put(slot, key, value)  # (B, K, S, d)
         mixed = F.scaled_dot_product_attention(
@@ -97,9 +97,6 @@ class GroupedQueryAttention(nn.Module):
             enable_gqa=self.n_kv_heads != self.n_heads,
         )  # fmt: skip
         return self.out(mixed.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor, n_heads: int) -> Tensor:
-        return x.unflatten(-1, (n_heads, self.head_dim)).transpose(1, 2)
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -125,12 +122,13 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> Tensor:
         """(B, T, D) → (B, T, D). With a ``cache``, ``slot`` says where this layer and loop keep their latents."""
         query = self.query_up(self.query_norm(self.query_down(x)))
-        query = query.unflatten(-1, (self.n_heads, self.nope + self.rope)).transpose(1, 2)  # (B, H, T, n + r)
+        query = query.unflatten(-1, (self.n_heads, self.nope + self.rope))  # (B, T, H, n + r)
         query_nope, query_rope = query.split([self.nope, self.rope], dim=-1)
-        query_rope = apply_rotary(query_rope, positions.cos, positions.sin)
+        query_nope = query_nope.transpose(1, 2)  # (B, H, T, n)
+        query_rope = apply_rotary(query_rope, positions.cos, positions.sin).transpose(1, 2)  # (B, H, T, r)
         latent, rotary_key = self.kv_down(x).split([self.rank, self.rope], dim=-1)
         latent = self.kv_norm(latent).unsqueeze(1)  # (B, 1, T, R)
-        rotary_key = apply_rotary(rotary_key.unsqueeze(1), positions.cos, positions.sin)  # (B, 1, T, r)
+        rotary_key = apply_rotary(rotary_key.unsqueeze(2), positions.cos, positions.sin).transpose(1, 2)  # (B, 1, T, r)
         attend = self.attend_explicit
         if cache is not None:
             attend = self.attend_absorbed if cache.n_kept else self.attend_explicit

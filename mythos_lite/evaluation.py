@@ -77,6 +77,27 @@ def sweep(
     return rows
 
 
+@torch.no_grad()
+def expert_shares(
+    model: RecurrentDepthTransformer,
+    task: ChainTask,
+    lengths: Iterable[int],
+    n_loops: int,
+    *,
+    n_chains: int = 1000,
+    seed: int = 0,
+) -> list[list[float]]:
+    """Share of the routed tokens that each expert gets, per loop: (L, E), core layers together, on held-out chains."""
+    if not model.config.n_experts:
+        raise ValueError("the model has no experts (n_experts=0), so there are no shares to measure")
+    load = torch.zeros(n_loops, model.config.n_experts)
+    for n_digits in lengths:
+        batch = task.encode(evaluation_chains(task, n_digits, n_chains, seed)).to(model.embedding.weight.device)
+        for step in model.loop(batch.token_ids, n_loops):
+            load[step.loop - 1] += sum(stats.load for stats in step.routing).cpu()
+    return (load / load.sum(dim=1, keepdim=True)).tolist()
+
+
 def make_row(n_digits: int | str, n_loops: int, n_correct: int, n_chains: int) -> dict:
     low, high = wilson_interval(n_correct, n_chains)
     return {

@@ -8,23 +8,23 @@ holds the state from which the same call goes on after an interruption.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mythos_lite import plots
 from mythos_lite.checkpoint import CONFIG_FILE, CheckpointError, make_folder, read_checkpoint, write_bytes
-from mythos_lite.config import recipe
+from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import ChainTask
-from mythos_lite.evaluation import pool, sweep
+from mythos_lite.evaluation import expert_shares, sweep
+from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance
+from mythos_lite.report import figure_png, format_chart, format_table
 from mythos_lite.training import METRICS_FILE, STATE_FILE, build_model, default_device, train
 
 SWEEP_FILE = "sweep.json"
@@ -53,11 +53,14 @@ def run_experiment(
     seed: int,
     *,
     out: str | os.PathLike | None = None,
+    experts: bool = False,
     quick: bool = False,
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> dict:
     """Train, sweep and write; return what ``sweep.json`` holds.
+
+    ``experts`` trains the model with latent attention and sparse experts in place of the dense one.
 
     Raises:
         ValueError: for an unknown recipe or device, or a folder that holds another run.
@@ -65,15 +68,21 @@ def run_experiment(
         NonFiniteError: when training blows up.
     """
     model_config, train_config = recipe(recipe_name, seed)
+    if experts:
+        if model_config.n_experts:
+            raise ValueError(f"recipe={recipe_name!r} already has experts; leave out --experts")
+        model_config = mod7_moe_model()
     plan = PLANS[recipe_name]
     if quick:
         train_config = dataclasses.replace(train_config, steps=QUICK_STEPS, log_every=QUICK_STEPS // 2)
         plan = dataclasses.replace(plan, n_chains=100)
     device = _find_device(device)
-    notes = {"recipe": recipe_name, "seed": seed, "quick": quick, "train": train_config.to_dict()}
-    folder = Path(out if out is not None else Path("runs") / f"{recipe_name}-seed{seed}{'-quick' if quick else ''}")
+    notes = {"recipe": recipe_name, "experts": experts, "seed": seed, "quick": quick, "train": train_config.to_dict()}
+    name = f"{recipe_name}{'-experts' if experts else ''}-seed{seed}{'-quick' if quick else ''}"
+    folder = Path(out if out is not None else Path("runs") / name)
     _refuse_other_run(folder, notes)
     make_folder(folder)
+    resumed = (folder / STATE_FILE).exists()
 
     task = ChainTask()
     model = build_model(model_config, seed, device)
@@ -84,8 +93,7 @@ def run_experiment(
     started = time.perf_counter()
     history = train(model, task, train_config, folder=folder)
     trained = time.perf_counter()
-    lengths = [n for group in plan.groups for n in group]
-    rows = sweep(model, task, lengths, plan.loops, n_chains=plan.n_chains)
+    measured = _measure(model, task, plan, train_config.max_loops)
     swept = time.perf_counter()
 
     seconds = {"training": trained - started, "sweep": swept - trained}
@@ -95,10 +103,9 @@ def run_experiment(
         "trained_loops": [train_config.min_loops, train_config.max_loops],
         "chance": 1 / task.modulus,
         "groups": [list(group) for group in plan.groups],
-        "rows": rows,
-        "provenance": provenance(
-            [Path(sys.executable).name, "-m", "mythos_lite", *_command(recipe_name, seed, quick)], device, seconds
-        ),
+        **measured,
+        "resumed": resumed,
+        "provenance": provenance([Path(sys.executable).name, "-m", "mythos_lite", *_command(notes)], device, seconds),
     }
     model.save_pretrained(folder, **notes)
     write_bytes(folder / SWEEP_FILE, (json.dumps(result, indent=1) + "\n").encode())
@@ -112,69 +119,13 @@ def run_experiment(
     return result
 
 
-def grouped_rows(result: dict) -> dict[str, list[dict]]:
-    """Rows pooled by group of lengths, with the name that tables and figures use."""
-    pooled = [pool(result["rows"], group) for group in result["groups"]]
-    return {f"{rows[0]['n_digits']} digits": rows for rows in pooled}
-
-
-def figure_png(result: dict) -> bytes:
-    """The figure of loop count against accuracy."""
-    groups = grouped_rows(result)
-    out_of_distribution = list(groups)[1]
-    figure = plots.loop_scaling(
-        groups, trained_loops=tuple(result["trained_loops"]), chance=result["chance"],
-        title=plots.describe_scaling(groups[out_of_distribution], out_of_distribution, result["chance"]),
-    )  # fmt: skip
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def format_table(result: dict) -> str:
-    """Accuracy by group and loop count, as text."""
-    groups = grouped_rows(result)
-    counts = [row["n_loops"] for row in next(iter(groups.values()))]
-    width = max(map(len, groups)) + 2
-    lines = ["", f"{'loops':<{width}}" + "".join(f"{count:>7}" for count in counts)]
-    for name, rows in groups.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{row['accuracy']:>7.3f}" for row in rows))
-    return "\n".join([*lines, f"chance {result['chance']:.3f}"])
-
-
-def format_chart(result: dict, width: int = 50) -> str:
-    """Bars of accuracy against loops on the first group that is longer than training."""
-    name, rows = list(grouped_rows(result).items())[1]
-    low, high = result["trained_loops"]
-    lines = ["", f"accuracy on {name} by loops"]
-    for row in rows:
-        bar = "█" * round(row["accuracy"] * width)
-        mark = "  ← loops in training" if low <= row["n_loops"] <= high else ""
-        lines.append(f"{row['n_loops']:>4} {bar:<{width}} {row['accuracy']:.3f}{mark}")
-    return "\n".join([*lines, ""])
-
-
-def markdown_table(results: Sequence[dict]) -> str:
-    """One line per result: the longer-than-trained groups at each loop count, and what it took."""
-    results = sorted(results, key=lambda r: (list(PLANS).index(r["recipe"]), r["seed"]))
-    lines = []
-    for name in dict.fromkeys(result["recipe"] for result in results):
-        same = [result for result in results if result["recipe"] == name]
-        counts = [row["n_loops"] for row in next(iter(grouped_rows(same[0]).values()))]
-        header = ["recipe", "seed", "digits", *map(str, counts), "training, s"]
-        lines += ["", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        for result in same:
-            for group, rows in grouped_rows(result).items():
-                values = [f"{row['accuracy']:.3f}" for row in rows]
-                cells = [
-                    name,
-                    str(result["seed"]),
-                    group.removesuffix(" digits"),
-                    *values,
-                    f"{result['provenance']['seconds']['training']:.0f}",
-                ]
-                lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines).strip() + "\n"
+def _measure(model: RecurrentDepthTransformer, task: ChainTask, plan: SweepPlan, n_loops: int) -> dict:
+    """The sweep's rows and, with experts, the share of tokens that each gets in the loops of training."""
+    lengths = [n for group in plan.groups for n in group]
+    measured: dict = {"rows": sweep(model, task, lengths, plan.loops, n_chains=plan.n_chains)}
+    if model.config.n_experts:
+        measured["expert_shares"] = expert_shares(model, task, plan.groups[0], n_loops, n_chains=plan.n_chains)
+    return measured
 
 
 def _find_device(name: str) -> torch.device:
@@ -193,8 +144,9 @@ def _find_device(name: str) -> torch.device:
     return device
 
 
-def _command(recipe_name: str, seed: int, quick: bool) -> list[str]:
-    return ["experiment", "--recipe", recipe_name, "--seed", str(seed), *(["--quick"] if quick else [])]
+def _command(notes: dict) -> list[str]:
+    flags = [f"--{flag}" for flag in ("experts", "quick") if notes[flag]]
+    return ["experiment", "--recipe", notes["recipe"], "--seed", str(notes["seed"]), *flags]
 
 
 def _refuse_other_run(folder: Path, notes: dict) -> None:

@@ -44,14 +44,14 @@ class SwiGLU(nn.Module):
 
 
 def rotary_tables(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Positions (T,) → cosines and signed sines, each (T, dim), float32, as ``apply_rotary`` takes them."""
+    """Positions (T,) → cosines and signed sines, each (T, 1, dim), float32, as ``apply_rotary`` takes them."""
     frequencies = theta ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
-    angles = positions.float().unsqueeze(1) * frequencies
+    angles = positions.float().unsqueeze(1).unsqueeze(2) * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channels i and i + dim/2 of x (B, H, T, dim) by their position's angle; same shape and dtype."""
+    """Turn channels i and i + dim/2 of x (B, T, H, dim) by their position's angle; same shape and dtype."""
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([second, first], dim=-1) * sin).to(x.dtype)

@@ -43,7 +43,7 @@ def default_device() -> torch.device:
 def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> RecurrentDepthTransformer:
     """A model whose initial weights depend on ``seed`` alone; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(make_generator(seed, _WEIGHTS).initial_seed())
+        torch.default_generator.manual_seed(make_generator(seed, _WEIGHTS).initial_seed())
         return RecurrentDepthTransformer(config).to(device)
 
 
@@ -61,7 +61,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     kept = [p for name, p in named if p.ndim < 2 or name.startswith(("embedding.", "injection."))]
     decayed = [p for name, p in named if p.ndim >= 2 and not name.startswith(("embedding.", "injection."))]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 class BatchStream:

@@ -1,0 +1,116 @@
+"""A finished run, or several, as text and as a figure.
+
+A *result* is what ``sweep.json`` of a run holds: recipe, seed, groups of lengths, rows, provenance.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from mythos_lite import plots
+from mythos_lite.config import RECIPES
+from mythos_lite.evaluation import pool
+
+
+def grouped_rows(result: dict) -> dict[str, list[dict]]:
+    """Rows pooled by group of lengths, with the name that tables and figures use."""
+    pooled = [pool(result["rows"], group) for group in result["groups"]]
+    return {f"{rows[0]['n_digits']} digits": rows for rows in pooled}
+
+
+def figure_png(result: dict) -> bytes:
+    """The figure of loop count against accuracy."""
+    groups = grouped_rows(result)
+    out_of_distribution = list(groups)[1]
+    figure = plots.loop_scaling(
+        groups, trained_loops=tuple(result["trained_loops"]), chance=result["chance"],
+        title=plots.describe_scaling(groups[out_of_distribution], out_of_distribution, result["chance"]),
+    )  # fmt: skip
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def format_table(result: dict) -> str:
+    """Accuracy by group and loop count, as text."""
+    groups = grouped_rows(result)
+    counts = [row["n_loops"] for row in next(iter(groups.values()))]
+    width = max(map(len, groups)) + 2
+    lines = ["", f"{'loops':<{width}}" + "".join(f"{count:>7}" for count in counts)]
+    for name, rows in groups.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{row['accuracy']:>7.3f}" for row in rows))
+    return "\n".join([*lines, f"chance {result['chance']:.3f}"])
+
+
+def format_chart(result: dict, width: int = 50) -> str:
+    """Bars of accuracy against loops on the first group that is longer than training."""
+    name, rows = list(grouped_rows(result).items())[1]
+    low, high = result["trained_loops"]
+    lines = ["", f"accuracy on {name} by loops"]
+    for row in rows:
+        bar = "█" * round(row["accuracy"] * width)
+        mark = "  ← loops in training" if low <= row["n_loops"] <= high else ""
+        lines.append(f"{row['n_loops']:>4} {bar:<{width}} {row['accuracy']:.3f}{mark}")
+    return "\n".join([*lines, ""])
+
+
+def recipe_label(result: dict) -> str:
+    """The recipe's name, with the kind of model where it is not the recipe's own."""
+    return result["recipe"] + (" with experts" if result["experts"] else "")
+
+
+def summary_table(results: Sequence[dict]) -> str:
+    """Markdown: per recipe and group of lengths, the mean over seeds and, in brackets, the worst seed."""
+    return _tables(results, per_seed=False)
+
+
+def seed_table(results: Sequence[dict]) -> str:
+    """Markdown: per recipe, seed and group of lengths, the accuracy at each loop count."""
+    return _tables(results, per_seed=True)
+
+
+def _tables(results: Sequence[dict], *, per_seed: bool) -> str:
+    by_recipe: dict[str, list[dict]] = {}
+    for result in sorted(results, key=lambda r: (list(RECIPES).index(r["recipe"]), r["experts"], r["seed"])):
+        by_recipe.setdefault(recipe_label(result), []).append(result)
+    lines = []
+    for name, same in by_recipe.items():
+        counts = [row["n_loops"] for row in next(iter(grouped_rows(same[0]).values()))]
+        lines += [
+            "",
+            f"**{name}**, {_seeds(same)}, trained on {same[0]['groups'][0][-1]} digits at most; columns are loops",
+            "",
+        ]
+        header = [*(["seed"] if per_seed else []), "digits", *map(str, counts), *(["training, s"] if per_seed else [])]
+        lines += [_row(header), "|" + " --- |" * len(header)]
+        if per_seed:
+            for result in same:
+                for group, rows in grouped_rows(result).items():
+                    seconds = f"{result['provenance']['seconds']['training']:.0f}"
+                    lines.append(
+                        _row([str(result["seed"]), group.removesuffix(" digits"), *map(_share, rows), seconds])
+                    )
+        else:
+            for group in grouped_rows(same[0]):
+                per_loop = zip(*(grouped_rows(result)[group] for result in same), strict=True)
+                lines.append(_row([group.removesuffix(" digits"), *map(_mean_and_worst, per_loop)]))
+    return "\n".join(lines).strip() + "\n"
+
+
+def _seeds(results: Sequence[dict]) -> str:
+    seeds = [str(result["seed"]) for result in results]
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds[:-1])} and {seeds[-1]}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _share(row: dict) -> str:
+    return f"{row['accuracy']:.3f}"
+
+
+def _mean_and_worst(rows: Sequence[dict]) -> str:
+    values = [row["accuracy"] for row in rows]
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f})"

@@ -1,0 +1,103 @@
+"""The shape of the package: who imports whom, and what importing it does not do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mythos_lite
+
+PACKAGE = Path(mythos_lite.__file__).parent
+ORDER = [
+    "config", "data", "layers", "cache", "attention", "moe", "block", "injection", "halting", "checkpoint",
+    "provenance", "model", "losses", "spectral", "training", "evaluation", "plots", "report", "experiment", "__main__",
+]  # fmt: skip
+TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.glob("*.py")}
+
+
+def imported_modules(tree):
+    """Modules of this package that a file imports anywhere, also inside functions; names of ``__init__`` as such."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("mythos_lite")}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.add("a relative import")
+        elif isinstance(node, ast.ImportFrom) and node.module == "mythos_lite":
+            found |= {alias.name if alias.name in TREES else "__init__" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("mythos_lite."):
+            found.add(node.module.removeprefix("mythos_lite."))
+    return found
+
+
+def names(tree):
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+
+
+def test_every_module_has_its_place_and_no_other_exists():
+    assert set(TREES) == {*ORDER, "__init__"}
+    assert not [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE]
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_module_imports_only_from_those_below_it(name):
+    below = set(ORDER[: ORDER.index(name)])
+    allowed = below | {"__init__"} if name == "__main__" else below
+    assert imported_modules(TREES[name]) <= allowed
+
+
+def test_configuration_is_checked_without_torch():
+    imports = [node for node in ast.walk(TREES["config"]) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    modules = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
+    assert modules <= set(sys.stdlib_module_names) | {"collections.abc"}
+
+
+def test_only_the_command_line_prints():
+    for name, tree in TREES.items():
+        defaults = [
+            default
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            for default in [*node.args.defaults, *node.args.kw_defaults]
+            if isinstance(default, ast.Name) and default.id == "print"
+        ]
+        if name != "__main__":
+            assert names(tree).count("print") == len(defaults), name
+        assert not defaults or name == "experiment", name
+
+
+def test_nothing_shows_a_figure():
+    for name, tree in TREES.items():
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "show"], name
+
+
+def test_public_names_exist_and_no_others_are_promised():
+    imported = {
+        alias.name for node in TREES["__init__"].body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(mythos_lite.__all__) == imported
+    assert all(hasattr(mythos_lite, name) for name in mythos_lite.__all__)
+
+
+def test_import_has_no_side_effects():
+    program = """
+import os, random, sys, warnings
+import numpy, torch
+def state():
+    return (
+        torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state().tolist(),
+        torch.are_deterministic_algorithms_enabled(), random.getstate(), numpy.random.get_state()[1].tolist(),
+        dict(os.environ), os.getcwd(), list(warnings.filters),
+    )
+torch.set_num_threads(1)
+before, of_torch = state(), set(sys.modules)
+import mythos_lite
+assert state() == before
+heavy = {"matplotlib", "transformers", "tqdm", "scipy", "pandas", "IPython"}
+assert not heavy & (set(sys.modules) - of_torch)
+"""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

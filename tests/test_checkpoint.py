@@ -1,0 +1,331 @@
+"""Files: a whole round trip, a named error for everything else, and no half-written state."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import mythos_lite
+from mythos_lite import CheckpointError, ModelConfig, RecurrentDepthTransformer
+from mythos_lite import checkpoint as files
+from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, make_folder, read_checkpoint, write_bytes
+from mythos_lite.config import mod7_model, mod7_moe_model, published_model
+from mythos_lite.data import make_generator
+from mythos_lite.training import build_model
+
+TINY = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16)
+CONFIGS = {
+    "tiny": TINY,
+    "additive, act, adapter": dataclasses.replace(
+        TINY, injection="additive", halting="act", depth_lora_rank=2, loop_index_embedding=True
+    ),
+    "no prelude, no coda, no padding": dataclasses.replace(
+        TINY, n_prelude_layers=0, n_coda_layers=0, n_core_layers=2, pad_token_id=None, window=None
+    ),
+    "mod7": mod7_model(),
+    "mod7, experts": mod7_moe_model(),
+    "published": published_model(),
+}
+
+
+def scrambled(config=TINY, seed=0):
+    """A model with no weight or buffer at its initial value."""
+    model, generator = build_model(config, seed), make_generator(seed, 9)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+    return model.eval()
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def load(folder):
+    return RecurrentDepthTransformer.from_pretrained(folder)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with a checkpoint."""
+    return scrambled().save_pretrained(tmp_path / "saved", recipe="none", seed=3)
+
+
+# ---------------------------------------------------------------- round trip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_loaded_model_computes_the_same_logits(config, dtype, tmp_path):
+    model = scrambled(config).to(dtype)
+    loaded = load(model.save_pretrained(tmp_path))
+    assert loaded.config == config
+    assert not loaded.training
+    assert {name: t.dtype for name, t in loaded.state_dict().items()} == {
+        name: t.dtype for name, t in model.state_dict().items()
+    }
+    ids = torch.randint(0, 9, (2, 6), generator=make_generator(1))
+    for n_loops in (1, 3):
+        assert torch.equal(loaded(ids, n_loops=n_loops).logits, model(ids, n_loops=n_loops).logits)
+
+
+def test_notes_are_kept_and_the_folder_is_returned(tmp_path):
+    folder = scrambled().save_pretrained(str(tmp_path / "a" / "b"), recipe="hold", seed=3, list=[1, 2.5, None])
+    assert folder == tmp_path / "a" / "b"
+    assert read_checkpoint(folder)[2] == {"recipe": "hold", "seed": 3, "list": [1, 2.5, None]}
+    assert sorted(contents(folder)) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_saving_again_replaces_the_old_checkpoint(saved):
+    other = scrambled(CONFIGS["additive, act, adapter"], seed=1)
+    other.save_pretrained(saved)
+    assert load(saved).config == other.config
+    assert read_checkpoint(saved)[2] == {}
+    assert sorted(contents(saved)) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_saving_does_not_change_the_model_and_the_file_does_not_follow_it(tmp_path):
+    model = scrambled()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folder = model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.norm.weight.zero_()
+    loaded = load(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in before.items())
+
+
+def test_files_are_as_readable_as_any_other(saved):
+    plain = saved / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in saved.iterdir()} == {plain.stat().st_mode}
+
+
+def test_shipped_checkpoints_load_by_name_and_unknown_names_list_them(saved, monkeypatch):
+    monkeypatch.setattr(files, "SHIPPED", saved.parent)
+    (saved.parent / "no checkpoint").mkdir()
+    assert files.shipped_names() == ["saved"]
+    assert load("saved").config == TINY
+    with pytest.raises(CheckpointError, match=r"'mod8' is neither a folder nor a shipped checkpoint \('saved'\)"):
+        load("mod8")
+
+
+@pytest.mark.parametrize("name", files.shipped_names())
+def test_every_shipped_checkpoint_loads(name):
+    assert not load(name).training
+
+
+# ---------------------------------------------------------------- what cannot be loaded
+
+
+def tensors_of(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def with_weights(change):
+    """Spoil the tensors but keep the metadata, so that only a look at the tensors tells."""
+
+    def spoil(folder):
+        tensors, metadata = tensors_of(folder / WEIGHTS_FILE)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS_FILE, metadata)
+
+    return spoil
+
+
+def with_config(change):
+    def spoil(folder):
+        content = json.loads((folder / CONFIG_FILE).read_text())
+        change(content)
+        (folder / CONFIG_FILE).write_text(json.dumps(content))
+
+    return spoil
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def truncate(name, share):
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[: int(share * (folder / name).stat().st_size)]
+    )
+
+
+def pickled(folder):
+    torch.save({"embedding.weight": torch.zeros(2)}, folder / WEIGHTS_FILE)
+
+
+def foreign(folder):
+    save_file({"weight": torch.zeros(2)}, folder / WEIGHTS_FILE)
+
+
+def other_model(folder):
+    scrambled(CONFIGS["mod7"]).save_pretrained(folder.parent / "other")
+    (folder.parent / "other" / CONFIG_FILE).replace(folder / CONFIG_FILE)
+
+
+def nan(tensors):
+    tensors["core.0.ffn.gate.weight"][3, 2] = torch.nan
+
+
+SPOILT = {
+    "weights are garbage": (write(WEIGHTS_FILE, b"\x80garbage" * 50), WEIGHTS_FILE),
+    "weights are empty": (write(WEIGHTS_FILE, b""), WEIGHTS_FILE),
+    "weights lack their end": (truncate(WEIGHTS_FILE, 0.9), WEIGHTS_FILE),
+    "weights end in the header": (truncate(WEIGHTS_FILE, 0.01), WEIGHTS_FILE),
+    "weights are a pickle": (pickled, WEIGHTS_FILE),
+    "weights are a bare pickle": (write(WEIGHTS_FILE, pickle.dumps({"a": 1})), WEIGHTS_FILE),
+    "weights are foreign": (foreign, f"{WEIGHTS_FILE} was not written by"),
+    "weights are missing": (lambda folder: (folder / WEIGHTS_FILE).unlink(), f"{WEIGHTS_FILE} is missing"),
+    "weight is missing": (with_weights(lambda t: t.pop("norm.weight")), r"saved.*'norm\.weight' is missing"),
+    "weight is unknown": (with_weights(lambda t: t.update(other=torch.ones(1))), "saved.*'other' is not part"),
+    "weight has another shape": (
+        with_weights(lambda t: t.update({"norm.weight": torch.ones(3)})),
+        r"saved.*'norm\.weight' has shape \(3,\) instead of \(16,\)",
+    ),
+    "weight is not a number": (with_weights(nan), f"{WEIGHTS_FILE}.*'core.0.ffn.gate.weight'.*not finite"),
+    "weights are whole numbers": (
+        with_weights(lambda t: t.update({name: tensor.long() for name, tensor in t.items()})),
+        "saved.*int64",
+    ),
+    "config is garbage": (write(CONFIG_FILE, b"\xff\xfe{"), f"{CONFIG_FILE} is not JSON"),
+    "config is cut short": (truncate(CONFIG_FILE, 0.5), f"{CONFIG_FILE} is not JSON"),
+    "config is empty": (write(CONFIG_FILE, b""), f"{CONFIG_FILE} is not JSON"),
+    "config is a list": (write(CONFIG_FILE, b"[]"), f"{CONFIG_FILE} was not written by"),
+    "config is foreign": (write(CONFIG_FILE, b'{"model_type": "llama"}'), f"{CONFIG_FILE} was not written by"),
+    "config is missing": (lambda folder: (folder / CONFIG_FILE).unlink(), f"{CONFIG_FILE} is missing"),
+    "config is of a later version": (with_config(lambda c: c.update(version=2)), f"{CONFIG_FILE} has version 2"),
+    "config has no version": (with_config(lambda c: c.pop("version")), f"{CONFIG_FILE} has version None"),
+    "config lacks a field": (with_config(lambda c: c["model"].pop("d_ff")), f"{CONFIG_FILE}.*'d_ff'"),
+    "config has an unknown field": (with_config(lambda c: c["model"].update(x=1)), f"{CONFIG_FILE}.*'x'"),
+    "config is impossible": (with_config(lambda c: c["model"].update(d_model=17)), f"{CONFIG_FILE}.*d_model=17"),
+    "config holds a number too large": (with_config(lambda c: c["model"].update(rope_theta=10**400)), CONFIG_FILE),
+    "config was changed": (with_config(lambda c: c["model"].update(window=3)), "belongs to another configuration"),
+    "config is another model's": (other_model, f"{WEIGHTS_FILE} belongs to another configuration than .*{CONFIG_FILE}"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "named"), SPOILT.values(), ids=SPOILT)
+def test_spoilt_checkpoint_is_refused_by_name(spoil, named, saved):
+    assert issubclass(CheckpointError, ValueError)
+    spoil(saved)
+    with pytest.raises(CheckpointError, match=named):
+        load(saved)
+
+
+def test_pickle_in_a_checkpoint_is_never_executed(saved, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        (saved / name).write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(CheckpointError):
+            load(saved)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_package_source_has_no_way_to_unpickle():
+    forbidden = re.compile(r"torch\.load\b|pickle|numpy\.load|np\.load|joblib|marshal|shelve|\beval\(|\bexec\(")
+    for path in Path(mythos_lite.__file__).parent.glob("*.py"):
+        # "unpickled" in a sentence is fine; the model's own .eval() is not a call of the builtin.
+        source = path.read_text(encoding="utf-8").replace("unpickled", "").replace(".eval()", "")
+        assert not forbidden.search(source), path.name
+
+
+# ---------------------------------------------------------------- nothing half-written
+
+
+class Failure(OSError):
+    """A disk that gives up."""
+
+
+def fail_at(monkeypatch, function, nth):
+    """Let the ``nth`` call (from 1) of ``os.function`` in this process fail."""
+    real, calls = getattr(os, function), []
+
+    def flaky(*arguments):
+        calls.append(arguments)
+        if len(calls) == nth:
+            raise Failure("no space left")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, function, flaky)
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_failed_save_into_a_new_folder_leaves_no_file(function, nth, tmp_path, monkeypatch):
+    model = scrambled()
+    fail_at(monkeypatch, function, nth)
+    with pytest.raises(Failure):
+        model.save_pretrained(tmp_path / "new")
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_failed_save_over_a_checkpoint_leaves_the_old_one(function, nth, saved, monkeypatch):
+    """``save_pretrained`` says: both files or none."""
+    before = contents(saved)
+    other = scrambled(seed=1)
+    fail_at(monkeypatch, function, nth)
+    with pytest.raises(Failure):
+        other.save_pretrained(saved, seed=4)
+    assert contents(saved) == before
+
+
+def test_crash_between_the_two_files_is_found_at_loading(saved, monkeypatch):
+    """Another configuration's weights beside the old configuration never run."""
+    fail_at(monkeypatch, "replace", 2)
+    with pytest.raises(Failure):
+        scrambled(CONFIGS["mod7"]).save_pretrained(saved)
+    with contextlib.suppress(CheckpointError):
+        assert load(saved).config == TINY
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync", "chmod"])
+def test_failed_write_leaves_the_old_content_and_no_temporary_file(function, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    fail_at(monkeypatch, function, 1)
+    with pytest.raises(Failure):
+        write_bytes(path, b"new")
+    assert contents(tmp_path) == {"file": b"old"}
+    write_bytes(path, b"new")
+    assert contents(tmp_path) == {"file": b"new"}
+
+
+def test_weights_that_are_not_finite_are_not_saved(saved):
+    before = contents(saved)
+    model = scrambled(seed=1)
+    with torch.no_grad():
+        model.norm.weight[2] = torch.inf
+    with pytest.raises(ValueError, match=r"'norm\.weight'.*nothing was written"):
+        model.save_pretrained(saved)
+    assert contents(saved) == before
+
+
+def test_notes_that_are_not_json_are_refused_before_anything_is_written(saved):
+    before = contents(saved)
+    with pytest.raises(TypeError):
+        scrambled(seed=1).save_pretrained(saved, notes={1, 2})
+    assert contents(saved) == before
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
+def test_folder_that_cannot_be_written_is_an_oserror_that_names_it(place, tmp_path):
+    (tmp_path / "file").write_bytes(b"kept")
+    for save in (make_folder, scrambled().save_pretrained):
+        with pytest.raises(OSError, match=f"cannot write into this folder.*{place}"):
+            save(tmp_path / place)
+    assert contents(tmp_path) == {"file": b"kept"}

@@ -1,0 +1,395 @@
+"""The command line, run in process on a recipe of a few steps."""
+
+import dataclasses
+import functools
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mythos_lite
+from mythos_lite import ModelConfig, RecurrentDepthTransformer, TrainConfig, config, experiment
+from mythos_lite.__main__ import build_parser, main
+from mythos_lite.checkpoint import read_checkpoint
+from mythos_lite.data import ChainTask
+from mythos_lite.evaluation import sweep
+from mythos_lite.experiment import SweepPlan
+from mythos_lite.provenance import source_hash
+from mythos_lite.training import NonFiniteError
+
+FILES = ["config.json", "loop_scaling.png", "metrics.jsonl", "model.safetensors", "sweep.json"]
+TINY = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16)
+PLAN = SweepPlan(loops=(1, 2, 4), groups=((2, 3), (4,)), n_chains=20)
+
+
+def tiny_recipe(seed=0):
+    return TINY, TrainConfig(
+        seed=seed, steps=8, batch_size=8, max_digits=3, log_every=2, checkpoint_every=2, warmup_steps=2
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.RECIPES, "fixed", tiny_recipe)
+        patch.setitem(experiment.PLANS, "fixed", PLAN)
+        patch.setattr(experiment, "QUICK_STEPS", 4)
+        patch.setattr(
+            experiment,
+            "mod7_moe_model",
+            lambda: dataclasses.replace(TINY, n_experts=2, n_experts_per_token=1, d_expert=8),
+        )
+        patch.setenv("CI", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A finished run of seed 0; only looked at."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert call("--out", folder) == 0
+    return folder
+
+
+def call(*arguments):
+    return main(["experiment", "--threads", "1", *map(str, arguments)])
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def result_in(folder):
+    return json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+
+
+def same_weights(one, other):
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def interrupt(monkeypatch, error, step=4):
+    """Let training fail with ``error`` at the record of ``step``, before that step is saved."""
+
+    def on_record(record):
+        if record["step"] == step:
+            raise error
+
+    monkeypatch.setattr(experiment, "train", functools.partial(experiment.train, on_record=on_record))
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_quick_run_writes_its_five_files_where_no_folder_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("--quick") == 0
+    assert sorted(contents(tmp_path / "runs" / "fixed-seed0-quick")) == FILES
+    captured = capsys.readouterr()
+    assert "means nothing" in captured.out
+    assert captured.err == ""
+    assert len((tmp_path / "runs/fixed-seed0-quick/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_run_prints_its_table_and_chart_and_names_its_files(tmp_path, capsys):
+    assert call("--out", tmp_path) == 0
+    out = capsys.readouterr().out
+    result = result_in(tmp_path)
+    for name in ("2–3 digits", "4 digits", "accuracy on 4 digits by loops", "chance 0.143", "← loops in training"):
+        assert name in out
+    assert f"final loss {result['final_loss']:.4f}" in out
+    assert str(tmp_path) in out
+    assert all(name in out for name in FILES)
+    four_digits = [row["accuracy"] for row in result["rows"] if row["n_digits"] == 4]
+    table_line = next(line for line in out.splitlines() if line.startswith("4 digits"))
+    assert table_line.split()[2:] == [f"{accuracy:.3f}" for accuracy in four_digits]
+
+
+def test_files_of_a_run_fit_together(finished):
+    assert sorted(contents(finished)) == FILES
+    result = result_in(finished)
+    model = RecurrentDepthTransformer.from_pretrained(finished)
+    assert model.config == TINY
+    assert result["rows"] == sweep(model, ChainTask(), (2, 3, 4), PLAN.loops, n_chains=PLAN.n_chains)
+    assert (result["groups"], result["trained_loops"]) == ([[2, 3], [4]], [4, 4])
+    assert result["chance"] == pytest.approx(1 / 7)
+    train = tiny_recipe()[1]
+    notes = {"recipe": "fixed", "experts": False, "seed": 0, "quick": False, "train": train.to_dict()}
+    assert read_checkpoint(finished)[2] == notes
+    assert {name: result[name] for name in notes} == notes
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    assert result["final_loss"] == records[-1]["loss"]
+    assert (finished / "loop_scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_result_says_where_it_comes_from(finished):
+    result = result_in(finished)
+    found = result["provenance"]
+    assert found.keys() == {
+        "command", "source", "python", "torch", "numpy", "cpu", "threads", "device", "seconds"
+    }  # fmt: skip
+    assert (found["source"], found["torch"], found["threads"]) == (source_hash(), torch.__version__, 1)
+    assert found["device"] == "cpu" or torch.cuda.is_available()
+    assert found["seconds"].keys() == {"training", "sweep"}
+    assert found["cpu"]
+    assert result["resumed"] is False
+
+
+@pytest.mark.parametrize("flags", [[], ["--quick"], ["--experts", "--quick"], ["--seed", "5"]])
+def test_recorded_command_gives_the_same_run_again(flags, tmp_path):
+    assert call("--out", tmp_path, *flags) == 0
+    result = result_in(tmp_path)
+    program, *arguments = shlex.split(result["provenance"]["command"])
+    assert program.startswith("python")
+    assert arguments[:2] == ["-m", "mythos_lite"]
+    again = build_parser().parse_args(arguments[2:])
+    assert (again.command, again.recipe, again.seed) == ("experiment", "fixed", result["seed"])
+    assert (again.experts, again.quick) == (result["experts"], result["quick"])
+
+
+def test_run_with_experts_has_them_and_their_shares(tmp_path):
+    assert call("--experts", "--out", tmp_path) == 0
+    result = result_in(tmp_path)
+    assert RecurrentDepthTransformer.from_pretrained(tmp_path).config.n_experts == 2
+    assert [sum(shares) for shares in result["expert_shares"]] == pytest.approx([1.0] * 4)
+
+
+def test_same_command_may_run_again_and_gives_the_same(finished, tmp_path):
+    for _ in range(2):
+        assert call("--out", tmp_path) == 0
+    assert same_weights(finished, tmp_path)
+    assert result_in(tmp_path)["rows"] == result_in(finished)["rows"]
+    for name in ("config.json", "metrics.jsonl", "loop_scaling.png"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("flags", [["--seed", "1"], ["--quick"], ["--experts"], ["--recipe", "hold"]])
+def test_folder_of_another_run_is_refused_and_left_alone(flags, finished, capsys):
+    before = contents(finished)
+    assert call("--out", finished, *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "another run (recipe fixed, seed 0)" in captured.err
+    assert captured.out == ""
+    assert contents(finished) == before
+
+
+def test_folder_of_another_run_that_is_not_finished_is_refused_and_left_alone(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt(patch, KeyboardInterrupt())
+        assert call("--out", tmp_path) == 130
+    before = contents(tmp_path)
+    capsys.readouterr()
+    assert call("--out", tmp_path, "--seed", "1") == 2
+    assert "another run" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--recipe", "nonsense"], r"recipe='nonsense'.*'fixed', 'hold', 'published'"),
+        (["--recipe", "published", "--experts"], r"recipe='published' already has experts"),
+        (["--device", "toaster"], r"device='toaster'.*auto, cpu or cuda"),
+        (["--device", "meta"], r"device='meta' is not supported"),
+        (["--threads", "0"], r"threads=0"),
+        (["--seed", "-1"], r"seed=-1"),
+        (["--seed", str(2**32)], rf"seed={2**32}"),
+        (["--out", "file"], r"'file' is a file"),
+        (["--out", "file/below"], r"cannot write into this folder.*file/below"),
+        (["--out", "foreign"], r"foreign holds files that are not a finished run.*config\.json"),
+    ],
+)
+def test_impossible_request_ends_with_code_2_and_writes_nothing(flags, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{}")
+    before = contents(tmp_path)
+    assert call(*flags) == 2
+    captured = capsys.readouterr()
+    assert re.match(f"error: .*{named}", captured.err)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_cuda_device_is_refused(tmp_path, capsys):
+    assert call("--device", "cuda", "--out", tmp_path / "run") == 2
+    assert "sees no CUDA device" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("arguments", [[], ["bake"], ["experiment", "--sead", "1"], ["experiment", "--seed", "x"]])
+def test_arguments_that_cannot_be_parsed_end_with_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def test_interrupted_run_says_so_and_the_same_command_goes_on(finished, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt(patch, KeyboardInterrupt())
+        assert call("--out", tmp_path) == 130
+    assert "same command goes on" in capsys.readouterr().err
+    assert sorted(contents(tmp_path)) == ["metrics.jsonl", "training.safetensors"]
+
+    first_steps = []
+    batch_at = mythos_lite.training.BatchStream.at
+    monkeypatch.setattr(
+        mythos_lite.training.BatchStream, "at", lambda self, step: first_steps.append(step) or batch_at(self, step)
+    )
+    assert call("--out", tmp_path) == 0
+    assert first_steps == list(range(2, 8))
+    assert sorted(contents(tmp_path)) == FILES
+    assert result_in(tmp_path)["resumed"] is True
+    assert same_weights(finished, tmp_path)
+    assert result_in(tmp_path)["rows"] == result_in(finished)["rows"]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_run_that_fails_after_training_does_not_train_again(finished, tmp_path, monkeypatch, capsys):
+    def full(_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "figure_png", full)
+        assert call("--out", tmp_path) == 2
+    assert "error: no space left" in capsys.readouterr().err
+    monkeypatch.setattr(mythos_lite.training, "chain_loss", None)
+    assert call("--out", tmp_path) == 0
+    assert sorted(contents(tmp_path)) == FILES
+    assert same_weights(finished, tmp_path)
+
+
+def test_training_that_blows_up_is_an_error_with_its_reason(tmp_path, monkeypatch, capsys):
+    interrupt(monkeypatch, NonFiniteError("the loss is not finite at step 4"))
+    assert call("--out", tmp_path) == 2
+    assert capsys.readouterr().err == "error: the loss is not finite at step 4\n"
+
+
+def test_run_succeeds_where_the_terminal_cannot_show_bars(tmp_path, monkeypatch):
+    """As when Windows writes into a file or a pipe."""
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert call("--out", tmp_path, "--quick") == 0
+
+
+# ---------------------------------------------------------------- table
+
+
+@pytest.fixture(scope="module")
+def second_seed(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("second")
+    assert call("--out", folder, "--seed", "1") == 0
+    return folder
+
+
+def test_table_prints_each_seed_and_their_mean_as_markdown(finished, second_seed, capsys):
+    capsys.readouterr()
+    assert main(["table", *(str(folder / "sweep.json") for folder in (second_seed, finished))]) == 0
+    out = capsys.readouterr().out
+    assert "seeds 0 and 1" in out
+    tables = [block.splitlines() for block in out.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 2
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
+        assert set(table[1]) == set("| -")
+        assert all(line.startswith("| ") and line.endswith(" |") for line in table if line != table[1])
+    summary, each = ([[cell.strip() for cell in line.strip("|").split("|")] for line in table] for table in tables)
+    four = {
+        seed: [row["accuracy"] for row in result_in(folder)["rows"] if row["n_digits"] == 4]
+        for seed, folder in ((0, finished), (1, second_seed))
+    }
+    assert summary[0] == ["digits", "1", "2", "4"]
+    assert summary[3] == ["4", *(f"{(a + b) / 2:.2f} ({min(a, b):.2f})" for a, b in zip(*four.values(), strict=True))]
+    assert [row[:2] for row in each[2:]] == [["0", "2–3"], ["0", "4"], ["1", "2–3"], ["1", "4"]]
+    assert each[3][2:5] == [f"{accuracy:.3f}" for accuracy in four[0]]
+    assert each[5][2:5] == [f"{accuracy:.3f}" for accuracy in four[1]]
+
+
+def without(*path):
+    def change(result):
+        for key in path[:-1]:
+            result = result[key]
+        del result[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("recipe"),
+        without("provenance", "seconds"),
+        without("rows", 0, "n_correct"),
+        lambda result: result.update(recipe="unknown"),
+        lambda result: result.update(rows=[]),
+    ],
+    ids=["no recipe", "no seconds", "no count", "unknown recipe", "no rows"],
+)
+def test_table_of_a_spoilt_result_is_an_error_that_names_the_file(change, finished, tmp_path, capsys):
+    result = result_in(finished)
+    change(result)
+    (tmp_path / "spoilt.json").write_text(json.dumps(result))
+    assert main(["table", str(tmp_path / "spoilt.json")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "spoilt.json" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff", b"[]", b"{}", b"null"])
+def test_table_of_a_file_that_is_no_result_is_an_error_that_names_it(content, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "file.json").write_bytes(content)
+    assert main(["table", str(tmp_path / "file.json")]) == 2
+    assert re.match(r"error: .*file\.json", capsys.readouterr().err)
+
+
+# ---------------------------------------------------------------- help
+
+
+def help_text(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_explains_every_recipe_and_its_examples_can_be_run(capsys):
+    text = help_text(capsys, "experiment")
+    assert all(f"\n  {name} " in text for name in config.RECIPES)
+    examples = re.findall(r"^  python -m mythos_lite (.*?)(?: +#.*)?$", text, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        assert build_parser().parse_args(shlex.split(example)).recipe in config.RECIPES
+
+
+def test_general_help_names_every_command(capsys):
+    text = help_text(capsys)
+    assert "experiment" in text
+    assert "table" in text
+    assert "python -m mythos_lite" in text
+
+
+def test_package_runs_as_a_module_and_knows_its_version():
+    command = [sys.executable, "-m", "mythos_lite", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout == mythos_lite.__version__ + "\n"

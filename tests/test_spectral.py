@@ -1,0 +1,455 @@
+"""Radii, singular values, gradient norms and residuals against slower ways to get them.
+
+Shapes: T positions, D width, one sequence.
+"""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mythos_lite.attention import make_positions
+from mythos_lite.config import ModelConfig, TrainConfig
+from mythos_lite.data import Batch, ChainTask, make_generator
+from mythos_lite.losses import answer_logits, supervised_loops
+from mythos_lite.spectral import (
+    decay_radius,
+    gradient_norms,
+    jacobian,
+    jacobian_radius,
+    largest_singular_value,
+    make_loop_map,
+    monitor,
+    residuals,
+)
+from mythos_lite.training import build_model
+
+TASK = ChainTask()
+SMALL = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16)
+MLA = {
+    "attention": "mla",
+    "n_kv_heads": None,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 4,
+}
+EXPERTS = {"n_experts": 3, "n_experts_per_token": 2, "n_shared_experts": 1, "d_expert": 8}
+CONFIGS = {
+    "lti": SMALL,
+    "additive": dataclasses.replace(SMALL, injection="additive"),
+    "mla": dataclasses.replace(SMALL, **MLA),
+    "experts": dataclasses.replace(SMALL, **EXPERTS),
+    "mla, experts, full attention": dataclasses.replace(SMALL, **MLA, **EXPERTS, window=None, n_core_layers=2),
+    "loop index, adapter, act": dataclasses.replace(
+        SMALL, loop_index_embedding=True, depth_lora_rank=2, halting="act", injection="additive"
+    ),
+}
+LAST = TrainConfig()
+HOLD = TrainConfig(min_digits=1, min_loops=1, loss="from_needed")
+everywhere = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+either_method = pytest.mark.parametrize("method", ["exact", "iterative"])
+
+
+def build(config, dtype=torch.float64):
+    """A model in which every part does something: nothing starts at zero."""
+    model = build_model(config, seed=0)
+    if config.depth_lora_rank:
+        torch.nn.init.normal_(model.depth_lora_up.weight, std=0.1, generator=make_generator(1))
+    return model.to(dtype)
+
+
+def tokens(n=5, seed=0):
+    return TASK.encode(TASK.sample(1, n - 2, make_generator(seed), "train")).token_ids
+
+
+def map_and_state(config, dtype=torch.float64, n=5, t=2):
+    """The map of loop ``t`` and the state that it is given there."""
+    model, ids = build(config, dtype), tokens(n)
+    loop_map, state = make_loop_map(model, ids, t)
+    for step in model.loop(ids, t) if t else ():
+        state = step.state.detach()
+    return loop_map, state
+
+
+def draw(size=8, low=2, high=5):
+    return TASK.batch(size, low, high, make_generator(0))
+
+
+# ---------------------------------------------------------------- linear maps that are known
+
+
+def with_eigenvalues(pairs, generator):
+    """A real matrix with the eigenvalues a ± bi, on a random basis."""
+    normal = torch.block_diag(*(torch.tensor([[a, -b], [b, a]], dtype=torch.float64) for a, b in pairs))
+    basis = torch.eye(len(normal)) + 0.2 * torch.randn(normal.shape, generator=generator, dtype=torch.float64)
+    return basis @ normal @ torch.linalg.inv(basis)
+
+
+class LinearMap:
+    """h → A h, causal: blocks on the diagonal, ``coupling`` times noise below it."""
+
+    def __init__(self, blocks, coupling):
+        n, d = len(blocks), len(blocks[0])
+        below = torch.randn(n, n, d, d, generator=make_generator(7), dtype=torch.float64)
+        self.parts = coupling * below * torch.ones(n, n).tril(-1)[:, :, None, None]
+        self.parts[range(n), range(n)] = torch.stack(blocks)  # (T, T, D, D)
+        self.state = torch.randn(1, n, d, generator=make_generator(8), dtype=torch.float64)
+
+    def __call__(self, h):
+        return torch.einsum("tsab,nsb->nta", self.parts.to(h.dtype), h)
+
+    def dense(self):
+        return self.parts.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def known_map(largest, place, coupling):
+    """Four positions, eight channels; the eigenvalues of largest modulus, ``largest``, sit at ``place``."""
+    generator = make_generator(3)
+    pairs = [[(0.3, 0.2), (-0.5, 0.1), (0.1, 0.4), (0.2, 0.0)] for _ in range(4)]
+    pairs[place][2] = largest
+    return LinearMap([with_eigenvalues(p, generator) for p in pairs], coupling)
+
+
+@either_method
+@pytest.mark.parametrize("largest", [(0.0, 0.9), (-0.8, 0.3), (0.6, 1.2)])
+@pytest.mark.parametrize("place", range(4))
+def test_radius_of_a_known_map_whatever_lies_below_the_diagonal(method, largest, place):
+    for coupling in (0.0, 1.0, 100.0):
+        known = known_map(largest, place, coupling)
+        radius = jacobian_radius(known, known.state, method=method)
+        assert radius == pytest.approx(math.hypot(*largest), rel=1e-6)
+
+
+@either_method
+@pytest.mark.parametrize("coupling", [0.0, 1.0, 100.0])
+def test_singular_value_of_a_known_map(method, coupling):
+    known = known_map((0.6, 0.6), 1, coupling)
+    sigma = largest_singular_value(known, known.state, method=method)
+    assert sigma == pytest.approx(torch.linalg.matrix_norm(known.dense(), 2).item(), rel=0.01)
+
+
+def test_jacobian_of_a_linear_map_is_its_matrix():
+    known = known_map((0.6, 0.6), 1, 1.0)
+    torch.testing.assert_close(jacobian(known, known.state), known.dense())
+
+
+@either_method
+def test_map_can_stretch_errors_at_once_and_still_let_them_die_out(method):
+    block = torch.tensor([[0.5, 10.0], [0.0, 0.4]], dtype=torch.float64)
+    shear = LinearMap([block, block], coupling=0.0)
+    assert largest_singular_value(shear, shear.state, method=method) > 10
+    assert jacobian_radius(shear, shear.state, method=method) == pytest.approx(0.5)
+    error = shear.state
+    for _ in range(60):
+        error = shear(error)
+    assert error.norm() < 1e-9
+
+
+@either_method
+@pytest.mark.parametrize("factor", [0.0, 1.0, -2.0])
+def test_multiples_of_the_identity(method, factor):
+    h = torch.randn(1, 3, 6, generator=make_generator(0))
+    assert jacobian_radius(lambda x: factor * x, h, method=method) == pytest.approx(abs(factor))
+    assert largest_singular_value(lambda x: factor * x, h, method=method) == pytest.approx(abs(factor))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_iterations_come_close_on_random_maps(seed):
+    blocks = torch.randn(4, 64, 64, generator=make_generator(seed), dtype=torch.float64) / 8
+    random = LinearMap(list(blocks), coupling=0.1)
+    exact = jacobian_radius(random, random.state, method="exact")
+    assert jacobian_radius(random, random.state, method="iterative") == pytest.approx(exact, rel=0.1)
+    assert jacobian_radius(random, random.state, method="iterative", n_iterations=48) == pytest.approx(exact, rel=0.03)
+
+
+# ---------------------------------------------------------------- the model's loop map
+
+
+@pytest.mark.parametrize("injection", ["lti", "additive"])
+def test_decay_radius_is_that_of_the_diagonal_matrix(injection):
+    model = build(dataclasses.replace(SMALL, injection=injection), torch.float32)
+    with torch.no_grad():
+        model.injection.a.normal_(generator=make_generator(0))
+    dense = torch.diag(model.injection.decay().detach())
+    assert decay_radius(model) == pytest.approx(torch.linalg.eigvals(dense).abs().max().item())
+
+
+@everywhere
+def test_loop_map_is_the_step_of_the_loop(config):
+    model, ids = build(config), tokens()
+    loop_map, start = make_loop_map(model, ids)
+    for step in model.loop(ids, 4):
+        loop_map, e = make_loop_map(model, ids, step.loop - 1)
+        torch.testing.assert_close(loop_map(step.previous), step.state)
+        torch.testing.assert_close(e, start)
+        two = loop_map(torch.cat([step.previous, step.state]))
+        torch.testing.assert_close(two[:1], step.state)
+    assert not start.requires_grad
+
+
+@everywhere
+def test_jacobian_agrees_with_reverse_mode_and_with_finite_differences(config):
+    loop_map, h = map_and_state(config, n=4)
+    dense = jacobian(loop_map, h)
+    with sdpa_kernel(SDPBackend.MATH):
+        reverse = torch.func.jacrev(loop_map)(h).reshape(h.numel(), h.numel())
+    torch.testing.assert_close(dense, reverse)
+    nudge = 1e-3  # the router and the decay compute in float32, so no smaller one would tell
+    basis = torch.eye(h.numel(), dtype=h.dtype).view(-1, *h.shape[1:])
+    with torch.no_grad():
+        columns = (loop_map(h + nudge * basis) - loop_map(h - nudge * basis)) / (2 * nudge)
+    torch.testing.assert_close(dense, columns.flatten(1).T, atol=2e-3, rtol=2e-3)
+
+
+@everywhere
+def test_jacobian_is_causal(config):
+    loop_map, h = map_and_state(config)
+    n, d = h.shape[1:]
+    reached = jacobian(loop_map, h).view(n, d, n, d).abs().amax(dim=(1, 3)) > 0
+    assert not reached.triu(1).any()
+    assert reached.diagonal().all()
+
+
+@everywhere
+def test_exact_radius_is_that_of_the_whole_jacobian(config):
+    loop_map, h = map_and_state(config)
+    whole = torch.linalg.eigvals(jacobian(loop_map, h)).abs().max().item()
+    assert jacobian_radius(loop_map, h, method="exact") == pytest.approx(whole, rel=1e-6)
+    assert jacobian_radius(loop_map, h) == jacobian_radius(loop_map, h, method="exact")
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_iterative_radius_is_exact_once_it_has_as_many_iterations_as_channels(config, dtype):
+    loop_map, h = map_and_state(config, dtype)
+    exact = jacobian_radius(loop_map, h, method="exact")
+    for n_iterations in (16, 40):
+        iterative = jacobian_radius(loop_map, h, method="iterative", n_iterations=n_iterations)
+        assert iterative == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("injection", ["lti", "additive"])
+@pytest.mark.parametrize("seed", range(3))
+def test_fewer_iterations_than_channels_come_close_on_the_lesson_model(injection, seed):
+    model, ids = build_model(ModelConfig(injection=injection), seed), tokens(7, seed)
+    loop_map, _ = make_loop_map(model, ids)
+    *_, last = model.loop(ids, 3)
+    exact = jacobian_radius(loop_map, last.state, method="exact")
+    assert jacobian_radius(loop_map, last.state, method="iterative") == pytest.approx(exact, rel=0.03)
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_singular_value_bounds_the_radius_and_is_that_of_the_whole_jacobian(config, dtype):
+    loop_map, h = map_and_state(config, dtype)
+    sigma = largest_singular_value(loop_map, h, method="exact")
+    assert sigma == pytest.approx(torch.linalg.matrix_norm(jacobian(loop_map, h), 2).item(), rel=1e-5)
+    assert sigma == largest_singular_value(loop_map, h)
+    assert sigma >= jacobian_radius(loop_map, h, method="exact")
+
+
+@everywhere
+def test_iterative_singular_value_is_within_one_percent(config):
+    loop_map, h = map_and_state(config, torch.float32)
+    exact = largest_singular_value(loop_map, h, method="exact")
+    assert largest_singular_value(loop_map, h, method="iterative") == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("injection", ["lti", "additive"])
+@pytest.mark.parametrize("seed", range(3))
+def test_iterative_singular_value_is_within_one_percent_on_the_lesson_model(injection, seed):
+    model, ids = build_model(ModelConfig(injection=injection), seed), tokens(7, seed)
+    loop_map, _ = make_loop_map(model, ids)
+    *_, last = model.loop(ids, 3)
+    exact = largest_singular_value(loop_map, last.state, method="exact")
+    assert largest_singular_value(loop_map, last.state, method="iterative") == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("measure", [jacobian_radius, largest_singular_value])
+def test_wide_maps_go_the_iterative_way(measure, monkeypatch):
+    monkeypatch.setattr("mythos_lite.spectral.EXACT_WIDTH", 8)
+    monkeypatch.setattr("mythos_lite.spectral.EXACT_SIZE", 8)
+    loop_map, h = map_and_state(SMALL)
+    rough = measure(loop_map, h, n_iterations=3)
+    assert rough == measure(loop_map, h, n_iterations=3, method="iterative")
+    assert rough != measure(loop_map, h, method="exact")
+
+
+@pytest.mark.parametrize("measure", [jacobian_radius, largest_singular_value])
+def test_iterative_measures_follow_their_seed_and_leave_the_global_generator_alone(measure):
+    loop_map, h = map_and_state(SMALL)
+    before = torch.get_rng_state()
+    one, other = (measure(loop_map, h, method="iterative", n_iterations=5, seed=3) for _ in range(2))
+    assert one == other
+    assert one != measure(loop_map, h, method="iterative", n_iterations=5, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---------------------------------------------------------------- gradients and residuals over the loops
+
+
+def loss_from_state(model, train, batch, n_loops, t, h):
+    """The training loss if the state after loop ``t`` were ``h``."""
+    positions = make_positions(model.config, batch.token_ids.shape[1], None, h.device)
+    e = model.encode(batch.token_ids, positions)
+    states = [step.state.detach() for step in model.loop(batch.token_ids, n_loops)]
+    states[t - 1] = h
+    for later in range(t, n_loops):
+        states[later] = model.step(states[later - 1], e, later, positions)[0]
+    loss = 0.0
+    for loop, weights in zip(*supervised_loops(model.config, train, n_loops, batch.n_digits), strict=True):
+        logits = answer_logits(model.read_out(states[loop - 1]), batch.answer_positions)
+        loss = loss + (F.cross_entropy(logits, batch.answers, reduction="none") * weights).sum()
+    return loss
+
+
+@pytest.mark.parametrize("train", [LAST, HOLD], ids=["last", "from_needed"])
+@pytest.mark.parametrize("name", ["lti", "additive", "mla, experts, full attention"])
+def test_gradient_norms_are_those_of_a_loop_restarted_from_each_state(train, name):
+    model, batch = build(CONFIGS[name], torch.float32), draw()
+    norms = gradient_norms(model, train, batch, 4)
+    states = [step.state.detach().requires_grad_() for step in model.loop(batch.token_ids, 4)]
+    by_hand = [
+        torch.autograd.grad(loss_from_state(model, train, batch, 4, t, h), h)[0].norm().item()
+        for t, h in enumerate(states, start=1)
+    ]
+    assert norms == pytest.approx(by_hand, rel=1e-4)
+    assert all(norm > 0 for norm in norms)
+
+
+def test_gradient_norm_is_the_slope_of_the_loss():
+    """Finite differences along the gradient itself, where the slope is its norm."""
+    model, batch = build(SMALL), draw()
+    h = next(model.loop(batch.token_ids, 3)).state.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_from_state(model, LAST, batch, 3, 1, h), h)
+    step = 1e-2 * gradient / gradient.norm()
+    up, down = (loss_from_state(model, LAST, batch, 3, 1, h + sign * step).item() for sign in (1, -1))
+    assert gradient_norms(model, LAST, batch, 3)[0] == pytest.approx((up - down) / 2e-2, rel=1e-2)
+
+
+def test_loops_after_the_loss_have_no_gradient_norm():
+    """No chain of this batch can be answered, so nothing depends on any state."""
+    assert gradient_norms(build(SMALL), HOLD, draw(low=9, high=9), 2) == [0.0, 0.0]
+
+
+@everywhere
+def test_residuals_are_relative_changes_averaged_over_real_tokens(config):
+    model, batch = build(config), draw(size=6)
+    per_token = []
+    for row, n in zip(batch.token_ids, batch.n_digits.tolist(), strict=True):
+        chain = row[: n + 2].unsqueeze(0)
+        with torch.no_grad():
+            states = model(chain, n_loops=3, trace=True).trace.states[:, 0]  # (L, T, D)
+        before = torch.cat([make_loop_map(model, chain)[1], states[:-1]])
+        per_token.append((states - before).norm(dim=-1) / states.norm(dim=-1))
+    assert residuals(model, batch, 3) == pytest.approx(torch.cat(per_token, dim=1).mean(dim=1).tolist(), rel=1e-4)
+
+
+# ---------------------------------------------------------------- the monitor
+
+
+@everywhere
+@pytest.mark.parametrize("train", [LAST, HOLD], ids=["last", "from_needed"])
+def test_monitor_is_finite_json_with_one_value_per_loop(config, train):
+    line = monitor(build(config, torch.float32), train, draw(), 3)
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
+    assert 0 < line["decay_radius"] < 1
+    assert {len(line[name]) for name in ("jacobian_radii", "residuals", "gradient_norms")} == {3}
+    assert all(radius > 0 for radius in line["jacobian_radii"])
+
+
+@everywhere
+def test_monitor_radii_are_those_of_each_loop_at_the_state_it_is_given(config):
+    model, batch = build(config, torch.float32), draw()
+    chain = batch.token_ids[-1:, : batch.n_digits[-1] + 2]
+    by_hand = [
+        jacobian_radius(make_loop_map(model, chain, step.loop - 1)[0], step.previous, method="exact")
+        for step in model.loop(chain, 3)
+    ]
+    assert monitor(model, LAST, batch, 3)["jacobian_radii"] == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("name", ["lti", "mla, experts, full attention", "loop index, adapter, act"])
+def test_monitor_leaves_gradients_weights_mode_and_generator_alone(name):
+    model, batch = build(CONFIGS[name], torch.float32).train(), draw()
+    with_gradient = model.norm.weight
+    with_gradient.grad = torch.full_like(with_gradient, 5.0)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    monitor(model, LAST, batch, 3)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert (with_gradient.grad == 5.0).all()
+    assert all(p.grad is None for p in model.parameters() if p is not with_gradient)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_monitor_works_where_gradients_are_off():
+    model, batch = build(SMALL, torch.float32), draw()
+    expected = monitor(model, LAST, batch, 2)["jacobian_radii"]
+    with torch.no_grad():
+        loop_map, e = make_loop_map(model, batch.token_ids[-1:])
+        assert jacobian_radius(loop_map, e) == pytest.approx(expected[0])
+
+
+def test_monitor_takes_a_batch_of_one():
+    model = build(SMALL, torch.float32)
+    one = Batch(*(column[:1] for column in draw()))
+    assert len(monitor(model, LAST, one, 2)["residuals"]) == 2
+
+
+def test_map_that_blew_up_does_not_take_the_process_with_it():
+    """LAPACK may crash on NaN; a diverging run must end in an exception or in a number that says so."""
+    program = """
+import itertools, math, torch
+from mythos_lite.spectral import jacobian_radius, largest_singular_value
+measures = jacobian_radius, largest_singular_value
+for measure, method, bad in itertools.product(measures, ("exact", "iterative"), (math.nan, math.inf)):
+    try:
+        value = measure(lambda h: h * bad, torch.ones(1, 3, 16), method=method)
+    except (ArithmeticError, ValueError):
+        value = math.nan
+    assert not math.isfinite(value), (measure, method, bad)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("measure", [jacobian_radius, largest_singular_value])
+@pytest.mark.parametrize(
+    ("shape", "arguments", "named"),
+    [
+        ((1, 3, 4), {"method": "lanczos"}, "'lanczos'.*'auto', 'exact', 'iterative'"),
+        ((1, 3, 4), {"n_iterations": 0}, "n_iterations=0"),
+        ((1, 3, 4), {"n_iterations": 2.5}, "n_iterations=2.5"),
+        ((2, 3, 4), {}, r"\(2, 3, 4\)"),
+        ((3, 4), {}, r"\(3, 4\)"),
+    ],
+)
+def test_measures_reject_what_they_cannot_do(measure, shape, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        measure(lambda h: h, torch.zeros(shape), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "t", "named"),
+    [
+        (torch.zeros(2, 3, dtype=torch.int64), 0, r"\(2, 3\)"),
+        (torch.full((1, 3), 10), 0, "token id 10"),
+        (torch.zeros(1, 3, dtype=torch.int64), -1, "t=-1"),
+    ],
+)
+def test_loop_map_rejects_what_it_cannot_do(ids, t, named):
+    with pytest.raises(ValueError, match=named):
+        make_loop_map(build(SMALL), ids, t)
