@@ -218,7 +218,7 @@ class ModelConfig(_Config):
 class TrainConfig(_Config):
     """How a model is trained on digit chains. Lengths are in digits, intervals in steps."""
 
-    steps: int = 2500
+    steps: int = 2000
     batch_size: int = 256
     n_train_chains: int | None = None
     """Size of a fixed training set, gone through in shuffled epochs. ``None``: fresh chains every step."""

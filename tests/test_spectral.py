@@ -367,8 +367,8 @@ def test_monitor_is_finite_json_with_one_value_per_loop(config, train):
 
 
 @everywhere
-def test_monitor_radii_are_those_of_each_loop_at_the_state_it_is_given(config):
-    model, batch = build(config, torch.float32), draw()
+def test_monitor_radii_are_those_of_each_loop_on_the_longest_chain(config):
+    model, batch = build(config, torch.float32), draw(size=24)
     chain = batch.token_ids[-1:, : batch.n_digits[-1] + 2]
     by_hand = [
         jacobian_radius(make_loop_map(model, chain, step.loop - 1)[0], step.previous, method="exact")

@@ -401,6 +401,28 @@ def test_first_step_moves_the_weights_by_its_learning_rate(warmup_steps, first):
     assert moved == pytest.approx(1e-3 * first, rel=1e-2)
 
 
+def test_optimiser_takes_its_numbers_from_the_configuration():
+    config = dataclasses.replace(SHORT, lr=0.1, beta1=0.2, beta2=0.3, eps=0.4)
+    defaults = make_optimizer(build_model(TINY, seed=0), config).defaults
+    assert (defaults["lr"], defaults["betas"], defaults["eps"]) == (0.1, (0.2, 0.3), 0.4)
+
+
+def test_gradients_are_clipped_to_their_norm():
+    """With a large eps, AdamW's first update is lr · gradient / eps."""
+    config = dataclasses.replace(SHORT, steps=1, warmup_steps=0, lr=1.0, weight_decay=0.0, eps=1e3, clip_norm=0.5)
+    initial = weights(build_model(TINY, seed=0))
+    trained, (record,) = run(config)
+    assert record["grad_norm"] > 0.5
+    update = torch.cat([(tensor - initial[name]).flatten() for name, tensor in trained.state_dict().items()])
+    assert update.norm().item() * 1e3 == pytest.approx(0.5, rel=1e-2)
+
+
+def test_eps_of_zero_is_refused():
+    """Where a gradient is exactly zero, as at first in an adapter, it would divide zero by zero."""
+    with pytest.raises(ValueError, match=r"eps=0\.0"):
+        dataclasses.replace(SHORT, eps=0.0)
+
+
 @pytest.mark.parametrize("injection", ["lti", "additive"])
 def test_norms_embeddings_biases_and_injection_do_not_decay(injection):
     config = dataclasses.replace(
@@ -420,8 +442,10 @@ def test_norms_embeddings_biases_and_injection_do_not_decay(injection):
     assert set(by_decay[SHORT.weight_decay]) == set(model.parameters()) - spared
 
 
-def test_run_ends_with_the_moving_average_of_its_weights():
-    config = dataclasses.replace(SHORT, steps=30, log_every=1, ema_decay=0.5)
+@pytest.mark.parametrize("ema_decay", [0.99, 0.3])
+def test_run_ends_with_the_moving_average_of_its_weights(ema_decay):
+    """The first is limited by the run's short past at every step, the second only at the first few."""
+    config = dataclasses.replace(SHORT, log_every=1, lr=1e-2, warmup_steps=0, ema_decay=ema_decay)
     model = build_model(TINY, seed=0)
     path = [{name: p.detach().double().clone() for name, p in model.named_parameters()}]
     train(
@@ -430,10 +454,10 @@ def test_run_ends_with_the_moving_average_of_its_weights():
     )  # fmt: skip
     average = path[0]
     for step, current in enumerate(path[1:]):
-        decay = min(0.5, (1 + step) / (10 + step))
+        decay = min(ema_decay, (1 + step) / (10 + step))
         average = {name: decay * average[name] + (1 - decay) * current[name] for name in average}
     for name, p in model.named_parameters():
-        torch.testing.assert_close(p.double(), average[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(p.double(), average[name], atol=1e-6, rtol=1e-6)
         assert not torch.equal(p.double(), path[-1][name])
 
 
