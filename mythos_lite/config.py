@@ -238,7 +238,7 @@ class TrainConfig(_Config):
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
-    eps: float = 1e-5
+    eps: float = 1e-6
     """Added to Adam's denominator. Once the task is solved the gradient all but vanishes; with torch's 1e-8
     Adam still makes full steps along what is left of it, and the loop drifts into instability."""
     clip_norm: float = 1.0
@@ -312,7 +312,7 @@ def hold_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
 
     Three or four loops at random: five digits need three, and the fourth is there to be held through.
     """
-    train = TrainConfig(seed=seed, steps=3000, min_digits=1, min_loops=3, loss="from_needed", ema_decay=0.999)
+    train = TrainConfig(seed=seed, steps=4000, min_digits=1, min_loops=3, loss="from_needed", ema_decay=0.999)
     return mod7_model(), train
 
 

@@ -71,7 +71,7 @@ def sweep(
             batch = task.encode(part).to(device)
             for step in model.loop(batch.token_ids, loops[-1]):
                 if step.loop in correct:
-                    logits = answer_logits(model.read_out(step.output), batch.answer_positions)
+                    logits = answer_logits(model, step.output, batch.answer_positions)
                     correct[step.loop] += int((logits.argmax(-1) == batch.answers).sum())
         rows += [make_row(n_digits, n_loops, correct[n_loops], len(chains)) for n_loops in loops]
     return rows

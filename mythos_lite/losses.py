@@ -43,7 +43,7 @@ def chain_loss(
     loops, weights = supervised_loops(model.config, train, n_loops, batch.n_digits.cpu())
     steps = list(model.loop(batch.token_ids, n_loops))
     outputs = torch.cat([steps[loop - 1].output for loop in loops])  # (L·B, T, D)
-    logits = answer_logits(model.read_out(outputs), batch.answer_positions.repeat(len(loops)))
+    logits = answer_logits(model, outputs, batch.answer_positions.repeat(len(loops)))  # (L·B, V)
     nll = F.cross_entropy(logits, batch.answers.repeat(len(loops)), reduction="none")
     loss = (nll * weights.flatten().to(nll.device)).sum()
     if train.ponder_cost:
@@ -52,7 +52,16 @@ def chain_loss(
     return loss, logits[-len(batch.answers) :].detach(), steps
 
 
-def answer_logits(logits: Tensor, answer_positions: Tensor) -> Tensor:
-    """(B, T, V) and the positions of EQ (B,) → (B, V), float32."""
-    rows = torch.arange(len(logits), device=logits.device)
-    return logits[rows, answer_positions].float()
+def answer_logits(model: RecurrentDepthTransformer, h: Tensor, answer_positions: Tensor) -> Tensor:
+    """Read out states (B, T, D) at the positions of EQ (B,) alone: (B, V), float32.
+
+    Under a window EQ sees only a few states through the coda, so the coda is run on those. Rotary
+    positions are relative: that the excerpt starts at another position changes nothing.
+    """
+    rows = torch.arange(len(h), device=h.device)
+    window, layers = model.config.window, model.config.n_coda_layers
+    seen = h.shape[1] if window is None else layers * (window - 1) + 1
+    if seen >= h.shape[1] or seen > int(answer_positions.min()) + 1:
+        return model.read_out(h)[rows, answer_positions].float()
+    excerpt = answer_positions.unsqueeze(1) + torch.arange(1 - seen, 1, device=h.device)  # (B, seen)
+    return model.read_out(h[rows.unsqueeze(1), excerpt])[:, -1].float()

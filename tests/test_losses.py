@@ -112,18 +112,21 @@ def test_chains_of_a_batch_do_not_see_each_other(train):
     torch.testing.assert_close(loss_of(model, train, shuffled), loss_of(model, train, batch))
 
 
-def test_answer_logits_picks_the_position_of_eq():
-    logits = torch.randn(3, 5, 10, generator=make_generator(0))
-    positions = torch.tensor([4, 0, 2])
-    picked = answer_logits(logits, positions)
-    assert all(torch.equal(picked[i], logits[i, position]) for i, position in enumerate(positions.tolist()))
-    elsewhere = logits.clone()
-    elsewhere[torch.arange(5) != positions.unsqueeze(1)] += 7.0
-    assert torch.equal(answer_logits(elsewhere, positions), picked)
+@pytest.mark.parametrize(
+    ("window", "n_coda_layers"), [(2, 1), (2, 0), (2, 2), (3, 1), (3, 4), (1, 1), (None, 1)], ids=str
+)
+def test_answer_logits_are_the_full_read_out_at_eq(window, n_coda_layers):
+    model = build(dataclasses.replace(SMALL, window=window, n_coda_layers=n_coda_layers))
+    batch = draw()
+    h = torch.randn(*batch.token_ids.shape, model.config.d_model, generator=make_generator(0))
+    full = model.read_out(h)[torch.arange(len(h)), batch.answer_positions]
+    torch.testing.assert_close(answer_logits(model, h, batch.answer_positions), full)
 
 
 def test_answer_logits_are_float32_for_a_bfloat16_model():
-    assert answer_logits(torch.zeros(2, 3, 4, dtype=torch.bfloat16), torch.tensor([0, 1])).dtype == torch.float32
+    model, batch = build(SMALL).bfloat16(), draw()
+    h = torch.zeros(*batch.token_ids.shape, model.config.d_model, dtype=torch.bfloat16)
+    assert answer_logits(model, h, batch.answer_positions).dtype == torch.float32
 
 
 # ---------------------------------------------------------------- which loops, and how much
@@ -190,7 +193,8 @@ def test_from_needed_is_the_mean_over_loops_of_separate_forward_passes(config):
 def test_returned_logits_are_those_of_the_last_loop_and_detached(train):
     model, batch = build(SMALL), draw()
     _, logits, _ = chain_loss(model, train, batch, 4)
-    expected = answer_logits(model(batch.token_ids, n_loops=4).logits, batch.answer_positions)
+    full = model(batch.token_ids, n_loops=4).logits
+    expected = full[torch.arange(len(full)), batch.answer_positions]
     torch.testing.assert_close(logits, expected.detach())
     assert not logits.requires_grad
 

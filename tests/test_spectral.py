@@ -306,7 +306,7 @@ def loss_from_state(model, train, batch, n_loops, t, h):
         states[later] = model.step(states[later - 1], e, later, positions)[0]
     loss = 0.0
     for loop, weights in zip(*supervised_loops(model.config, train, n_loops, batch.n_digits), strict=True):
-        logits = answer_logits(model.read_out(states[loop - 1]), batch.answer_positions)
+        logits = answer_logits(model, states[loop - 1], batch.answer_positions)
         loss = loss + (F.cross_entropy(logits, batch.answers, reduction="none") * weights).sum()
     return loss
 
