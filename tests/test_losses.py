@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.data import Batch, ChainTask, make_generator
 from mythos_lite.losses import answer_logits, chain_loss, supervised_loops
-from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.training import build_model
 
 TASK = ChainTask()
@@ -67,23 +66,14 @@ def pad(batch, more):
 
 @everywhere
 @either_loss
-def test_only_logits_at_eq_carry_gradient(config, train, monkeypatch):
-    seen = []
-    read_out = RecurrentDepthTransformer.read_out
-
-    def keep(self, *args):
-        logits = read_out(self, *args)
-        logits.retain_grad()
-        seen.append(logits)
-        return logits
-
-    monkeypatch.setattr(RecurrentDepthTransformer, "read_out", keep)
+def test_only_states_that_eq_sees_through_the_coda_carry_gradient(config, train):
     batch = draw()
-    loss_of(build(config), train, batch).backward()
-    (logits,) = seen  # (L·B, T, V)
-    reached = logits.grad.abs().sum(-1).view(-1, *batch.token_ids.shape).sum(0) > 0  # (B, T)
-    assert torch.equal(reached.nonzero()[:, 1], batch.answer_positions)
-    assert torch.equal(reached, batch.token_ids == TASK.eq_id)
+    loss, _, steps = chain_loss(build(config), train, batch, 4)
+    (gradient,) = torch.autograd.grad(loss, steps[-1].output)
+    reached = gradient.abs().sum(-1) > 0  # (B, T)
+    back = batch.answer_positions.unsqueeze(1) - torch.arange(reached.shape[1])  # steps back from EQ
+    seen = reached.shape[1] if config.window is None else config.n_coda_layers * (config.window - 1)
+    assert torch.equal(reached, (back >= 0) & (back <= seen))
 
 
 @everywhere

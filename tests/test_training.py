@@ -142,7 +142,7 @@ def test_a_handful_of_chains_can_be_learned_by_heart():
 
 
 @either_run
-@pytest.mark.parametrize("step", [3, 6, 10])
+@pytest.mark.parametrize("step", [6, 10])
 def test_interrupted_run_ends_like_an_uninterrupted_one(model_config, config, step, tmp_path):
     whole, history = run(config, model_config, folder=tmp_path / "whole")
     with pytest.raises(Interruption):
@@ -191,11 +191,11 @@ train(model, ChainTask(), config, folder=sys.argv[3], progress=False, on_record=
 
 @either_run
 def test_killed_run_goes_on_as_if_nothing_had_happened(model_config, config, tmp_path):
-    config = dataclasses.replace(config, steps=16, log_every=1, checkpoint_every=2)
+    config = dataclasses.replace(config, log_every=1, checkpoint_every=2)
     arguments = [json.dumps(c.to_dict()) for c in (model_config, config)]
     victim = subprocess.Popen([sys.executable, "-c", UNDISTURBED, *arguments, str(tmp_path)])
     deadline = time.monotonic() + 60
-    while not (tmp_path / STATE_FILE).exists() or (tmp_path / METRICS_FILE).read_text().count("\n") < 5:
+    while not (tmp_path / STATE_FILE).exists() or (tmp_path / METRICS_FILE).read_text().count("\n") < 3:
         assert victim.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
