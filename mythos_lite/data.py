@@ -30,11 +30,11 @@ def make_generator(seed: int, *stream: int) -> torch.Generator:
     """A CPU generator for ``seed`` and any number of stream indices.
 
     torch keeps only 32 bits of a CPU seed, so ``seed + step`` of two runs would collide;
-    ``numpy.random.SeedSequence`` mixes all of them instead.
+    ``numpy.random.SeedSequence`` mixes all of them instead, one generator for each tuple of indices.
     """
     for value in (seed, *stream):
         check_int("seed", value, 0)
-    mixed = np.random.SeedSequence((seed, *stream)).generate_state(1)[0]
+    mixed = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1)[0]
     return torch.Generator().manual_seed(int(mixed))
 
 
