@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -70,6 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a bar gets a question mark
+            stream.reconfigure(errors="replace")
     try:
         if args.command == "table":
             results = [_read_result(Path(name)) for name in args.files]
@@ -91,9 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_result(path: Path) -> dict:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        result["recipe"], result["experts"], result["seed"], result["rows"], result["groups"]
-        result["provenance"]["seconds"]["training"]
-    except (ValueError, KeyError, TypeError) as error:
+        seed_table([result])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
         raise ValueError(f"{path} is not the sweep.json of a finished run") from error
     return result
 

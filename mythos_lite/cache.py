@@ -44,7 +44,12 @@ class Cache:
         return self._kept
 
     def check(self, batch_size: int, n_loops: int) -> None:
-        """``ValueError`` unless the cache is empty or was filled with this batch size and loop count."""
+        """``ValueError`` unless the cache is empty or was filled with this batch size and loop count.
+
+        An empty cache lets go of what an unfinished first pass may have left in it.
+        """
+        if not self.length:
+            self._entries.clear()
         if self.length and n_loops != self.n_loops:
             raise ValueError(
                 f"the cache was filled at n_loops={self.n_loops} and cannot be used at n_loops={n_loops}: "

@@ -3,8 +3,9 @@
 A checkpoint is a configuration and named tensors; this module knows nothing of the model class, so
 the model can use it. Nothing is ever unpickled.
 
-Each file is written beside its place and moved there in one step, weights first. The weights name the
-configuration they belong to, so a crash between the two is found out at loading.
+Both files are written beside their places, then moved there, each in one step; an error on the way
+puts back what was there. The weights name the configuration they belong to, so even a power cut between
+the two moves is found out at loading.
 """
 
 from __future__ import annotations
@@ -38,9 +39,35 @@ def shipped_names() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG_FILE).is_file())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step: readers see the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_files(contents: dict[Path, bytes]) -> None:
+    """Put each content at its path, all or none: an error on the way leaves every file as it was.
+
+    Everything is written beside its place first; what then remains is to move it there.
+    """
+    staged: dict[Path, Path] = {}
+    replaced: dict[Path, bytes | None] = {}
+    try:
+        for path, content in contents.items():
+            staged[path] = _stage(path, content)
+        for path, temporary in staged.items():
+            before = path.read_bytes() if path.exists() else None
+            os.replace(temporary, path)
+            replaced[path] = before
+    except BaseException:
+        for path, before in replaced.items():
+            if before is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes(before)
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _stage(path: Path, content: bytes) -> Path:
+    """Write ``content`` beside ``path``, on the disk when this returns; nothing is left after an error."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -49,10 +76,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp files are private
-        os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    return temporary
 
 
 def make_folder(folder: str | os.PathLike) -> Path:
@@ -85,8 +112,7 @@ def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: di
     metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(config)}
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
     folder = make_folder(folder)
-    write_bytes(folder / WEIGHTS_FILE, weights)
-    write_bytes(folder / CONFIG_FILE, config_text)
+    write_files({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: config_text})
     return folder
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ HALTINGS = ("none", "act")
 LOSSES = ("last", "from_needed")
 
 _MLA_FIELDS = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
+_LARGEST = sys.float_info.max  # also keeps out whole numbers that no float can hold
 
 
 def _reject(field: str, value: object, accepted: str) -> None:
@@ -35,8 +39,8 @@ def check_int(field: str, value: object, low: int, high: int | None = None) -> N
 
 def check_number(field: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Reject everything but a finite number in ``[low, high]`` (``(low, high]`` with ``open_low``)."""
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fine or value < low or value > high or (open_low and value == low):
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fine or not -_LARGEST <= value <= _LARGEST or value < low or value > high or (open_low and value == low):
         edge = "above" if open_low else "at least"
         _reject(
             field,
@@ -172,7 +176,7 @@ class ModelConfig(_Config):
         fields = ("n_experts_per_token", "n_shared_experts", "d_expert")
         if self.n_experts == 0:
             for field in fields:
-                if getattr(self, field) != 0:
+                if type(getattr(self, field)) is not int or getattr(self, field) != 0:
                     _reject(
                         field,
                         getattr(self, field),
@@ -263,7 +267,8 @@ class TrainConfig(_Config):
         check_choice("loss", self.loss, LOSSES)
         check_number("lr", self.lr, 0.0, open_low=True)
         check_number("clip_norm", self.clip_norm, 0.0, open_low=True)
-        for field in ("weight_decay", "ponder_cost", "router_bias_rate", "eps"):
+        check_number("eps", self.eps, 1e-12)
+        for field in ("weight_decay", "ponder_cost", "router_bias_rate"):
             check_number(field, getattr(self, field), 0.0)
         for field in ("beta1", "beta2", "ema_decay"):
             check_number(field, getattr(self, field), 0.0)

@@ -31,7 +31,8 @@ def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
     z, p = 1.959964, n_correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not move a bound past the share itself.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def evaluation_chains(task: ChainTask, n_digits: int, n_chains: int, seed: int = 0) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mythos_lite.checkpoint import CONFIG_FILE, CheckpointError, make_folder, read_checkpoint, write_bytes
+from mythos_lite.checkpoint import CONFIG_FILE, CheckpointError, make_folder, read_checkpoint, write_files
 from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import ChainTask
 from mythos_lite.evaluation import expert_shares, sweep
@@ -108,8 +108,8 @@ def run_experiment(
         "provenance": provenance([Path(sys.executable).name, "-m", "mythos_lite", *_command(notes)], device, seconds),
     }
     model.save_pretrained(folder, **notes)
-    write_bytes(folder / SWEEP_FILE, (json.dumps(result, indent=1) + "\n").encode())
-    write_bytes(folder / FIGURE_FILE, figure_png(result))
+    sweep_text = json.dumps(result, indent=1) + "\n"
+    write_files({folder / SWEEP_FILE: sweep_text.encode(), folder / FIGURE_FILE: figure_png(result)})
     (folder / STATE_FILE).unlink(missing_ok=True)
 
     say(format_table(result))

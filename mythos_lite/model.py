@@ -9,7 +9,7 @@ name here                symbol and source
                          Huginn and Parcae
 ``step``                 one loop: h_t = injection(h_{t−1}, e, R)
 ``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024, §3.2
-``loop_index_embedding``  sinusoid of the loop number on the first D // 8 channels
+``loop_index_embedding``  sinusoid of the loop number on the first eighth of the channels
 =======================  =================================================================
 
 The last two are OpenMythos' and off by default. Deviation: its loop sinusoid has amplitude 1 and
@@ -72,7 +72,8 @@ class Trace(NamedTuple):
     residuals: Tensor
     """(L, B, T) ‖h_t − h_{t−1}‖ / ‖h_t‖."""
     logits: Tensor
-    """(L, B, T, V) the read-out if the loop had ended there."""
+    """(L, B, T, V) the read-out if the loop had ended there. With a cache, the coda still attends to earlier
+    tokens as they were after their own last loop."""
     routing: tuple[tuple[RouterStats, ...], ...]
     """Per loop and core layer; empty tuples without experts."""
 
@@ -121,10 +122,13 @@ class RecurrentDepthTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=INITIAL_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.RMSNorm):
+                module.reset_parameters()
             elif isinstance(module, MultiHeadLatentAttention):
                 for weight in (module.key_up, module.value_up):
                     nn.init.normal_(weight, std=INITIAL_STD)
             elif isinstance(module, SparseMoE):
+                nn.init.zeros_(module.bias)
                 for weight in (module.gate, module.up, module.down):
                     nn.init.normal_(weight, std=INITIAL_STD)
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
@@ -350,7 +354,7 @@ class RecurrentDepthTransformer(nn.Module):
             raise ValueError(f"{length} tokens are more than max_seq_len={self.config.max_seq_len} of this model")
 
     def _loop_signal(self, t: int, h: Tensor) -> Tensor:
-        """(D,) sinusoid of the loop number on the first D // 8 channels, zero on the others."""
+        """(D,) sinusoid of the loop number on the first 2·(D // 16) channels, zero on the others."""
         half = self.config.d_model // 16
         rates = 10_000.0 ** (-torch.arange(half, device=h.device, dtype=torch.float32) / half)
         signal = torch.cat([torch.sin(t * rates), torch.cos(t * rates)]) * INITIAL_STD

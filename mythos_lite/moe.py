@@ -87,7 +87,10 @@ class SparseMoE(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, load: Tensor, rate: float) -> None:
-        """Make experts with less than the mean ``load`` (E,) likelier to be chosen, the others less likely."""
+        """Make experts with less than the mean ``load`` (E,) likelier to be chosen, the others less likely.
+
+        In float32: a bias in bfloat16 is too coarse for the usual rate of .001.
+        """
         load = load.to(self.bias.dtype)
         self.bias += rate * torch.sign(load.mean() - load)
 
@@ -95,7 +98,7 @@ class SparseMoE(nn.Module):
 @torch.no_grad()
 def _router_stats(scores: Tensor, chosen: Tensor, counted: Tensor | None) -> RouterStats:
     picks = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)  # (B, T, E)
-    share = scores / scores.sum(dim=-1, keepdim=True)
+    share = scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-30)  # every score can underflow to 0
     entropy = torch.special.entr(share).sum(dim=-1)  # (B, T)
     weight = torch.ones_like(entropy) if counted is None else counted.to(entropy.dtype)
     load = (picks * weight.unsqueeze(-1)).sum(dim=(0, 1)).long()

@@ -57,7 +57,7 @@ def format_chart(result: dict, width: int = 50) -> str:
 
 def recipe_label(result: dict) -> str:
     """The recipe's name, with the kind of model where it is not the recipe's own."""
-    return result["recipe"] + (" with experts" if result["experts"] else "")
+    return result["recipe"] + (" with experts" if result["experts"] else "") + (" (quick)" if result["quick"] else "")
 
 
 def summary_table(results: Sequence[dict]) -> str:
@@ -72,7 +72,9 @@ def seed_table(results: Sequence[dict]) -> str:
 
 def _tables(results: Sequence[dict], *, per_seed: bool) -> str:
     by_recipe: dict[str, list[dict]] = {}
-    for result in sorted(results, key=lambda r: (list(RECIPES).index(r["recipe"]), r["experts"], r["seed"])):
+    for result in sorted(
+        results, key=lambda r: (list(RECIPES).index(r["recipe"]), r["experts"], r["quick"], r["seed"])
+    ):
         by_recipe.setdefault(recipe_label(result), []).append(result)
     lines = []
     for name, same in by_recipe.items():

@@ -25,6 +25,7 @@ Shapes: T positions, D width, one sequence (B = 1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -89,12 +90,12 @@ def jacobian_radius(
     """ρ(J) at the state h (1, T, D).
 
     ``"exact"`` takes D backward passes at once, ``"iterative"`` at most ``n_iterations`` forward
-    ones; it is exact too once ``n_iterations`` reaches D.
+    ones; it is exact too once ``n_iterations`` reaches D. NaN where J is not finite.
     """
     _check_state(h, method)
     check_int("n_iterations", n_iterations, 1)
     if method == "exact" or (method == "auto" and h.shape[2] <= EXACT_WIDTH):
-        return torch.linalg.eigvals(_position_blocks(loop_map, h)).abs().max().item()
+        return _largest_modulus(_position_blocks(loop_map, h))
     return _arnoldi_radius(lambda v: _position_jvp(loop_map, h, v), h, n_iterations, seed)
 
 
@@ -103,15 +104,19 @@ def largest_singular_value(
     h: Tensor,
     *,
     method: str = "auto",
-    n_iterations: int = 50,
-    tolerance: float = 1e-4,
+    n_iterations: int = 200,
+    tolerance: float = 1e-5,
     seed: int = 0,
 ) -> float:
-    """σ_max(J) at the state h (1, T, D). Iteration stops when it moves by less than ``tolerance`` (relative)."""
+    """σ_max(J) at the state h (1, T, D). NaN where J is not finite.
+
+    Iteration stops when the value moves by less than ``tolerance`` (relative).
+    """
     _check_state(h, method)
     check_int("n_iterations", n_iterations, 1)
     if method == "exact" or (method == "auto" and h[0].numel() <= EXACT_SIZE):
-        return torch.linalg.svdvals(jacobian(loop_map, h))[0].item()
+        dense = jacobian(loop_map, h)
+        return torch.linalg.svdvals(dense)[0].item() if torch.isfinite(dense).all() else math.nan
     v = _random_like(h, seed)
     v, sigma = v / v.norm(), 0.0
     for _ in range(n_iterations):
@@ -222,4 +227,11 @@ def _arnoldi_radius(apply: Callable[[Tensor], Tensor], h: Tensor, n_iterations: 
         hessenberg[:, k + 1, k] = torch.where(alive, norm, 0.0).cpu().double()
         # A dead space is continued by zeros: its further columns add only eigenvalues 0.
         basis.append(torch.where(alive.unsqueeze(-1), w / norm.clamp(min=1e-30).unsqueeze(-1), 0.0))
-    return torch.linalg.eigvals(hessenberg[:, :steps]).abs().max().item()
+    return _largest_modulus(hessenberg[:, :steps])
+
+
+def _largest_modulus(matrices: Tensor) -> float:
+    """Largest modulus of an eigenvalue; NaN for matrices that are not finite, on which LAPACK may crash."""
+    if not torch.isfinite(matrices).all():
+        return math.nan
+    return torch.linalg.eigvals(matrices).abs().max().item()

@@ -16,10 +16,11 @@ import os
 from collections.abc import Callable
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mythos_lite.checkpoint import CheckpointError, check_tensors, make_folder, read_tensors, write_bytes
+from mythos_lite.checkpoint import CheckpointError, check_tensors, make_folder, read_tensors, write_files
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.data import Batch, ChainTask, make_generator
 from mythos_lite.losses import chain_loss
@@ -48,7 +49,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then half a cosine towards 0 at the last step (Loshchilov & Hutter 2017)."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -148,6 +149,8 @@ def train(
                 "lr": learning_rate(config, step), "grad_norm": grad_norm.item(),
                 **monitor(model, config, batch, config.max_loops), **_loads(steps),
             }  # fmt: skip
+            if not _is_finite(record):
+                raise NonFiniteError(f"the loop map is not finite after step {step + 1}: {record}; {state.describe()}")
             history.append(record)
             state.append_history(record)
             bar.set_postfix(loss=f"{record['loss']:.3f}", rho=f"{record['decay_radius']:.3f}")
@@ -188,11 +191,9 @@ class RunState:
         return {**weights, **moments, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
 
     def save(self, step: int, history: list[dict]) -> None:
-        from safetensors.torch import save
-
         metadata = {"run": self.identity, "step": str(step), "history": json.dumps(history)}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        write_bytes(self.folder / STATE_FILE, save(tensors, metadata))
+        write_files({self.folder / STATE_FILE: save(tensors, metadata)})
         self.saved_at = step
 
     def load(self) -> tuple[int, list[dict]]:
@@ -205,19 +206,26 @@ class RunState:
             raise CheckpointError(
                 f"{path} is the state of another run; choose another folder, or remove the file to start anew"
             )
-        for p in self.model.parameters():  # the moments must exist before they can be filled
-            p.grad = torch.zeros_like(p)
+        self._create_moments()
+        check_tensors(saved, self.tensors(), where=str(path))
         with torch.no_grad():
-            self.optimizer.step()
-            check_tensors(saved, self.tensors(), where=str(path))
             for name, tensor in self.tensors().items():
                 tensor.copy_(saved[name])
-        self.optimizer.zero_grad(set_to_none=True)
         self.saved_at = int(metadata["step"])
         return self.saved_at, json.loads(metadata["history"])
 
+    def _create_moments(self) -> None:
+        """Let the optimiser make its moments, which it does at its first step: one without effect."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def write_history(self, history: list[dict]) -> None:
-        write_bytes(self.folder / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in history).encode())
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        write_files({self.folder / METRICS_FILE: lines.encode()})
 
     def append_history(self, record: dict) -> None:
         if self.folder is not None:
@@ -272,6 +280,15 @@ def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float, 
     for name, p in model.named_parameters():
         if name in average:
             average[name].lerp_(p, 1 - decay)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether every number in a record is finite."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return math.isfinite(value)
 
 
 def _explain(steps: list, step: int, n_loops: int, state: RunState) -> str:

@@ -126,13 +126,6 @@ def test_a_trace_has_the_same_states_in_pieces(attention):
     assert_close(torch.cat([trace.logits[-1] for trace in pieces], dim=1), expected.logits[-1])
 
 
-@pytest.mark.parametrize("attention", ["gqa", "mla"])
-def test_a_trace_has_the_same_read_outs_of_earlier_loops_in_pieces(attention):
-    model, ids = make_model(attention), tokens()
-    (expected,), pieces = traces(model, ids, [LENGTH]), traces(model, ids, [4, 1, 4])
-    assert_close(torch.cat([trace.logits for trace in pieces], dim=2), expected.logits)
-
-
 def test_two_caches_do_not_disturb_each_other():
     model, sequences, caches = make_model(), (tokens(seed=1), tokens(seed=2)), (Cache(), Cache())
     got = [

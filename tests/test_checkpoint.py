@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import mythos_lite
 from mythos_lite import CheckpointError, ModelConfig, RecurrentDepthTransformer
 from mythos_lite import checkpoint as files
-from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, make_folder, read_checkpoint, write_bytes
+from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, make_folder, read_checkpoint, write_files
 from mythos_lite.config import mod7_model, mod7_moe_model, published_model
 from mythos_lite.data import make_generator
 from mythos_lite.training import build_model
@@ -296,12 +296,12 @@ def test_crash_between_the_two_files_is_found_at_loading(saved, monkeypatch):
 @pytest.mark.parametrize("function", ["replace", "fsync", "chmod"])
 def test_failed_write_leaves_the_old_content_and_no_temporary_file(function, tmp_path, monkeypatch):
     path = tmp_path / "file"
-    write_bytes(path, b"old")
+    write_files({path: b"old"})
     fail_at(monkeypatch, function, 1)
     with pytest.raises(Failure):
-        write_bytes(path, b"new")
+        write_files({path: b"new"})
     assert contents(tmp_path) == {"file": b"old"}
-    write_bytes(path, b"new")
+    write_files({path: b"new"})
     assert contents(tmp_path) == {"file": b"new"}
 
 
