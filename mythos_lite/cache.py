@@ -27,14 +27,16 @@ class Cache:
     """Tensors per (stage, layer, loop), each with positions on its second-last axis.
 
     ``length`` is the number of positions seen, ``n_loops`` the loop count it was filled at and
-    ``batch_size`` its batch; the last two are ``None`` while it is empty. Under a sliding window
-    only the last window − 1 positions are kept, which is all that later tokens can see.
+    ``batch_size`` its batch; the last two are ``None`` while it is empty. ``loops_run`` is the most
+    loops that were really run for one of its tokens, fewer than ``n_loops`` after early exits. Under a
+    sliding window only the last window − 1 positions are kept, which is all that later tokens can see.
     """
 
     def __init__(self) -> None:
         self.length = 0
         self.n_loops: int | None = None
         self.batch_size: int | None = None
+        self.loops_run = 0
         self._kept = 0
         self._entries: dict[CacheKey, tuple[Tensor, ...]] = {}
 
@@ -85,10 +87,11 @@ class Cache:
             for loop in range(first, n_loops):
                 self.put(key._replace(loop=loop), *fresh)
 
-    def advance(self, n_new: int, n_loops: int, batch_size: int, window: int | None) -> None:
+    def advance(self, n_new: int, n_loops: int, loops_run: int, batch_size: int, window: int | None) -> None:
         """Count ``n_new`` positions as seen and let go of what the window has passed."""
         self.length += n_new
         self.n_loops, self.batch_size = n_loops, batch_size
+        self.loops_run = max(self.loops_run, loops_run)
         self._kept += n_new
         if window is not None and self._kept > window - 1:
             self._kept = window - 1

@@ -86,9 +86,11 @@ class ConvergenceExit:
     The change is the total variation between the read-outs of two successive loops, between 0 and 1,
     at the worst position of the tokens at hand. It must stay at ``tolerance`` or below for
     ``patience`` loops in a row: a single quiet loop also happens while the information is under way.
+    For the same reason every position counts, not only the one whose answer is wanted, and a token
+    that follows others in a cache is run for at least as many loops as they were.
     """
 
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     patience: int = 3
 
     def __post_init__(self) -> None:

@@ -225,12 +225,13 @@ class RecurrentDepthTransformer(nn.Module):
                 readouts = [*(readouts if trace else readouts[-1:]), self.read_out(step.output, positions, cache)]
             if exit_policy is not None and len(readouts) > 1:
                 changes.append(answer_change(readouts[-1], readouts[-2]).max().item())
-                if exit_policy.settled(changes):
+                # A token cannot have settled before the tokens that it attends to had.
+                if exit_policy.settled(changes) and step.loop >= (cache.loops_run if cache is not None else 0):
                     break
         logits = readouts[-1] if readouts else self.read_out(step.output, positions, cache)
         if cache is not None:
             cache.fill_loops(step.loop, n_loops)
-            cache.advance(token_ids.shape[1], n_loops, token_ids.shape[0], self.config.window)
+            cache.advance(token_ids.shape[1], n_loops, step.loop, token_ids.shape[0], self.config.window)
         return ModelOutput(logits, step.loop, step.ponder_cost, _make_trace(steps, readouts) if trace else None)
 
     # ---------------------------------------------------------------- generation

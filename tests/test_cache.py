@@ -330,12 +330,12 @@ def test_an_early_exit_of_a_settled_state_changes_nothing(attention, window, siz
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_an_exit_may_come_and_go_between_pieces(attention, window):
     model, ids, cache = make_settling_model(attention, window), tokens(), Cache()
-    policies = [ConvergenceExit(tolerance=0.0, patience=1), None, ConvergenceExit(tolerance=0.0, patience=4), None]
+    policies = [ConvergenceExit(tolerance=0.0, patience=1), ConvergenceExit(tolerance=0.0, patience=4), None, None]
     outs = [
         model(piece, n_loops=8, cache=cache, exit_policy=policy)
-        for piece, policy in zip(ids.split([4, 1, 3, 1], dim=1), policies, strict=True)
+        for piece, policy in zip(ids.split([4, 3, 1, 1], dim=1), policies, strict=True)
     ]
-    assert [out.n_loops for out in outs] == [2, 8, 5, 8]
+    assert [out.n_loops for out in outs] == [2, 5, 8, 8]
     assert_close(torch.cat([out.logits for out in outs], dim=1), model(ids, n_loops=8).logits)
 
 
@@ -363,13 +363,22 @@ def test_an_exit_that_never_comes_is_no_exit():
     assert_close(torch.cat([out.logits for out in outs], dim=1), model(ids, n_loops=6).logits)
 
 
+def test_no_token_settles_before_those_it_follows():
+    model, ids, cache = make_settling_model("gqa", 2), tokens(), Cache()
+    policy = ConvergenceExit(tolerance=0.0, patience=1)
+    first = model(ids[:, :4], n_loops=8, cache=cache, exit_policy=ConvergenceExit(tolerance=0.0, patience=5))
+    later = model(ids[:, 4:5], n_loops=8, cache=cache, exit_policy=policy)
+    alone = model(ids[:, 4:5], n_loops=8, exit_policy=policy)
+    assert (first.n_loops, later.n_loops, alone.n_loops) == (6, 6, 2)
+
+
 @pytest.mark.parametrize("window", [None, 3, 8])
 def test_skipped_loops_get_the_keys_of_the_last_loop_that_was_run(window):
     cache, parts = Cache(), torch.randn(4, 2, 1, 5, 3)
     for key, part in zip([("prelude", 0), ("core", 0, 0), ("core", 0, 1), ("core", 1, 1)], parts, strict=True):
         cache.put(CacheKey(*key), part, 2 * part)
     cache.fill_loops(2, 4)
-    cache.advance(5, 4, 2, window)
+    cache.advance(5, 4, 2, 2, window)
     kept = 5 if window is None else min(5, window - 1)
     fresh = torch.randn(2, 1, 1, 3)
     for layer, last in ((0, parts[2]), (1, parts[3])):

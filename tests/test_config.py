@@ -232,7 +232,8 @@ def train_configs(draw) -> TrainConfig:
         loss=draw(st.sampled_from(["last", "from_needed"])), ponder_cost=draw(st.floats(0.0, 1e3)),
         lr=draw(st.floats(1e-9, 1e3)), warmup_steps=draw(st.integers(0, 10**6)), weight_decay=draw(share),
         beta1=draw(share), beta2=draw(share), clip_norm=draw(st.floats(1e-9, 1e9)), ema_decay=draw(share),
-        router_bias_rate=draw(st.floats(0.0, 1.0)), eps=draw(st.floats(1e-12, 1.0)), seed=draw(st.integers(0, 2**32 - 1)),
+        router_bias_rate=draw(st.floats(0.0, 1.0)), eps=draw(st.floats(1e-12, 1.0)),
+        seed=draw(st.integers(0, 2**32 - 1)),
         log_every=draw(count), checkpoint_every=draw(count),
     )  # fmt: skip
 
