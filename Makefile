@@ -26,7 +26,7 @@ lint: $(VENV)/tests
 	$(IN_VENV) -m ruff format --check .
 
 lab: $(VENV)/lessons
-	$(IN_VENV) -m jupyterlab notebooks $(ARGS)
+	$(IN_VENV) -m jupyterlab $(wildcard notebooks) $(ARGS)
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one with PYTHON=python3.11"; exit 1; }

@@ -97,7 +97,8 @@ def loops_by_length(
             )
     if needed:
         edge = [next((j for j, count in enumerate(counts) if count >= needed[n]), len(counts)) - 0.5 for n in lengths]
-        axes.step([edge[0], *edge], [i - 0.5 for i in range(len(lengths) + 1)], where="pre", color="#D55E00", lw=2.5)
+        border = [i + side for i in range(len(lengths)) for side in (-0.5, 0.5)]
+        axes.plot(np.repeat(edge, 2), border, color="#D55E00", lw=2.5)
     axes.set_xticks(range(len(counts)), counts)
     axes.set_yticks(range(len(lengths)), lengths)
     axes.set_xlabel("loops at inference")
@@ -148,7 +149,9 @@ def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
     for axes in (residual_steps, radius_steps):
         axes.set_xlabel("training step")
     residual_loops.set_title("How much each loop changes the state", fontsize=10)
+    residual_steps.set_title("… over training", fontsize=10)
     radius_loops.set_title("Whole loop: below 1 small errors die out", fontsize=10)
+    radius_steps.set_title("… over training", fontsize=10)
     for axes in figure.axes:
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
