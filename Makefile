@@ -19,7 +19,7 @@ experiment: $(VENV)/package
 	$(IN_VENV) -m mythos_lite experiment $(ARGS)
 
 test: $(VENV)/tests lint
-	$(IN_VENV) -m pytest -n 2 --cov $(ARGS)
+	$(IN_VENV) -m pytest -n 2 $(if $(ARGS),$(ARGS),--cov)
 
 lint: $(VENV)/tests
 	$(IN_VENV) -m ruff check .

@@ -14,7 +14,7 @@ name here               symbol and source
 ======================  ================================================================
 
 Latent attention has two forms with the same weights. *Explicit*: keys and values are built from the
-latent for every position, then ordinary attention. *Absorbed* (§2.1.3, last paragraph): since
+latent for every position, then ordinary attention. *Absorbed* (§2.1.2, after eq. 11): since
 q·(W^UK c) = (W^UKᵀ q)·c, queries move into the space of the latent instead, and all heads attend to
 the latent itself as one key/value head. Training and prefill use the explicit form, which is cheaper
 when every position is new; as soon as the cache holds positions the absorbed one is used, so cached

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mythos_lite.config import ModelConfig
+
 
 class CacheKey(NamedTuple):
     stage: str
@@ -26,14 +28,15 @@ class CacheKey(NamedTuple):
 class Cache:
     """Tensors per (stage, layer, loop), each with positions on its second-last axis.
 
-    ``length`` is the number of positions seen, ``n_loops`` the loop count it was filled at and
-    ``batch_size`` its batch; the last two are ``None`` while it is empty. ``loops_run`` is the most
+    ``length`` is the number of positions seen; ``config``, ``n_loops`` and ``batch_size`` are those that it
+    is filled for, ``None`` before its first use. ``loops_run`` is the most
     loops that were really run for one of its tokens, fewer than ``n_loops`` after early exits. Under a
     sliding window only the last window − 1 positions are kept, which is all that later tokens can see.
     """
 
     def __init__(self) -> None:
         self.length = 0
+        self.config: ModelConfig | None = None
         self.n_loops: int | None = None
         self.batch_size: int | None = None
         self.loops_run = 0
@@ -45,20 +48,23 @@ class Cache:
         """Positions that entries hold: ``length``, or at most window − 1."""
         return self._kept
 
-    def check(self, batch_size: int, n_loops: int) -> None:
-        """``ValueError`` unless the cache is empty or was filled with this batch size and loop count.
+    def begin(self, config: ModelConfig, batch_size: int, n_loops: int) -> None:
+        """Start a pass: an empty cache takes these on, a filled one must have been filled for them (``ValueError``).
 
-        An empty cache lets go of what an unfinished first pass may have left in it.
+        An empty cache also lets go of what an unfinished first pass may have left in it.
         """
         if not self.length:
             self._entries.clear()
-        if self.length and n_loops != self.n_loops:
+            self.config, self.batch_size, self.n_loops = config, batch_size, n_loops
+        if config != self.config:
+            raise ValueError("the cache was filled by a model of another configuration; start a new Cache()")
+        if n_loops != self.n_loops:
             raise ValueError(
                 f"the cache was filled at n_loops={self.n_loops} and cannot be used at n_loops={n_loops}: "
                 f"loop {min(n_loops, self.n_loops) + 1} would see keys of other tokens than the loops before it. "
                 f"Keep n_loops={self.n_loops}, or start a new Cache()"
             )
-        if self.length and batch_size != self.batch_size:
+        if batch_size != self.batch_size:
             raise ValueError(
                 f"the cache holds {self.batch_size} sequences and cannot be used for {batch_size}; start a new Cache()"
             )
@@ -76,23 +82,20 @@ class Cache:
         self._entries[key] = new
         return new
 
-    def fill_loops(self, first: int, n_loops: int) -> None:
-        """Give the core's loops ``first`` to ``n_loops`` − 1 the entries of the loop before ``first``.
+    def advance(self, n_new: int, loops_run: int) -> None:
+        """End a pass of ``n_new`` positions: count them as seen, let go of what the window has passed.
 
-        An early exit skips these loops. Where the state has stopped changing, their keys would have
-        equalled the last computed ones, so later tokens may attend to those.
+        An early exit has left out the loops after ``loops_run``; they get its entries. Where the state has
+        stopped changing, their keys would have equalled these, so later tokens may attend to them.
         """
-        for key in [k for k in self._entries if k.stage == "core" and k.loop == first - 1]:
+        for key in [k for k in self._entries if k.stage == "core" and k.loop == loops_run - 1]:
             fresh = tuple(tensor[..., self._kept :, :] for tensor in self._entries[key])
-            for loop in range(first, n_loops):
+            for loop in range(loops_run, self.n_loops):
                 self.put(key._replace(loop=loop), *fresh)
-
-    def advance(self, n_new: int, n_loops: int, loops_run: int, batch_size: int, window: int | None) -> None:
-        """Count ``n_new`` positions as seen and let go of what the window has passed."""
         self.length += n_new
-        self.n_loops, self.batch_size = n_loops, batch_size
         self.loops_run = max(self.loops_run, loops_run)
         self._kept += n_new
+        window = self.config.window
         if window is not None and self._kept > window - 1:
             self._kept = window - 1
             # A copy, so that the memory of what has left the window is really given back.

@@ -4,12 +4,13 @@ A checkpoint is a configuration and named tensors; this module knows nothing of 
 the model can use it. Nothing is ever unpickled.
 
 Both files are written beside their places, then moved there, each in one step; an error on the way
-puts back what was there. The weights name the configuration they belong to, so even a power cut between
-the two moves is found out at loading.
+puts back what was there. The weights name the configuration and the notes they belong to, so
+even a power cut between the two moves is found out at loading.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -66,6 +67,8 @@ def write_files(contents: dict[Path, bytes]) -> None:
 
 def _stage(path: Path, content: bytes) -> Path:
     """Write ``content`` beside ``path``, on the disk when this returns; nothing is left after an error."""
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*"):  # of a process killed while writing
+        left_over.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
@@ -94,13 +97,9 @@ def make_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def _config_text(config: ModelConfig, notes: dict) -> str:
-    content = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), **({"notes": notes} if notes else {})}
-    return json.dumps(content, indent=2) + "\n"
-
-
-def _fingerprint(config: ModelConfig) -> str:
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+def _fingerprint(content: dict) -> str:
+    """Of what ``config.json`` says, notes included; its layout does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: dict[str, Tensor], notes: dict) -> Path:
@@ -108,11 +107,12 @@ def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: di
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"the weight {name!r} holds values that are not finite; nothing was written")
-    config_text = _config_text(config, notes).encode()
-    metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(config)}
+    content = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "notes": notes}
+    metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(content)}
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
     folder = make_folder(folder)
-    write_files({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: config_text})
+    config_text = json.dumps(content, indent=2) + "\n"
+    write_files({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: config_text.encode()})
     return folder
 
 
@@ -135,31 +135,33 @@ def read_checkpoint(folder_or_name: str | os.PathLike) -> tuple[ModelConfig, dic
             names = ", ".join(repr(name) for name in shipped_names()) or "none"
             raise CheckpointError(f"{str(folder_or_name)!r} is neither a folder nor a shipped checkpoint ({names})")
         folder = SHIPPED / str(folder_or_name)
-    config, notes = _read_config(folder / CONFIG_FILE)
+    config, content = _read_config(folder / CONFIG_FILE)
     tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} was not written by {FORMAT}")
-    if metadata.get("config") != _fingerprint(config):
+    if metadata.get("config") != _fingerprint(content):
         raise CheckpointError(f"{folder / WEIGHTS_FILE} belongs to another configuration than {folder / CONFIG_FILE}")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{folder / WEIGHTS_FILE}: the weight {name!r} holds values that are not finite")
-    return config, tensors, notes
+    return config, tensors, content["notes"]
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict]:
+    """The configuration, and everything that the file says."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
+    known = isinstance(content, dict) and content.get("format") == FORMAT
+    if not known or not all(isinstance(content.get(part), dict) for part in ("model", "notes")):
         raise CheckpointError(f"{path} was not written by {FORMAT}")
     if content.get("version") != VERSION:
         raise CheckpointError(f"{path} has version {content.get('version')!r}; this package reads version {VERSION}")
     try:
-        return ModelConfig.from_dict(content["model"]), content.get("notes", {})
+        return ModelConfig.from_dict(content["model"]), content
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

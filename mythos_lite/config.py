@@ -322,7 +322,12 @@ def hold_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
 
 
 def published_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """The training of the published tutorial: 3,000 chains, six epochs of 47 steps, AdamW at 3e-4."""
+    """The training of the published tutorial: 3,000 chains, six epochs of 47 steps, AdamW at 3e-4.
+
+    Known differences: the cosine falls by step, not by epoch; norms, embeddings and injection do not decay;
+    the model is this package's (ACT's weights sum to 1, Ā stays below 1, the loop sinusoid and the adapter
+    start small). Each is gentler to the model than the original.
+    """
     train = TrainConfig(
         seed=seed, steps=282, batch_size=64, n_train_chains=3000, lr=3e-4, warmup_steps=0,
         weight_decay=0.01, beta2=0.999, eps=1e-8, router_bias_rate=0.0, log_every=47, checkpoint_every=47,

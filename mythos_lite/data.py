@@ -30,7 +30,7 @@ def make_generator(seed: int, *stream: int) -> torch.Generator:
     """A CPU generator for ``seed`` and any number of stream indices.
 
     torch keeps only 32 bits of a CPU seed, so ``seed + step`` of two runs would collide;
-    ``numpy.random.SeedSequence`` mixes all of them instead, one generator for each tuple of indices.
+    ``numpy.random.SeedSequence`` mixes all of them instead, in practice one generator for each tuple of indices.
     """
     for value in (seed, *stream):
         check_int("seed", value, 0)
@@ -108,15 +108,16 @@ class ChainTask:
         """(B, n) digits of one length → the batch that asks for their answers."""
         self._check_chains(chains)
         count, n = chains.shape
-        start = torch.full((count, 1), self.start_id)
-        eq = torch.full((count, 1), self.eq_id)
+        start = torch.full((count, 1), self.start_id, device=chains.device)
+        eq = torch.full((count, 1), self.eq_id, device=chains.device)
         token_ids = torch.cat([start, chains, eq], dim=1)
-        return Batch(token_ids, torch.full((count,), n + 1), self.answer(chains), torch.full((count,), n))
+        n_digits = torch.full((count,), n, device=chains.device)
+        return Batch(token_ids, n_digits + 1, self.answer(chains), n_digits)
 
     def is_held_out(self, chains: Tensor) -> Tensor:
         """(B, n) digits → (B,) bool: whether the chain belongs to evaluation. The same on every machine."""
         self._check_chains(chains)
-        key = torch.full((len(chains),), chains.shape[1], dtype=torch.int64)
+        key = torch.full((len(chains),), chains.shape[1], dtype=torch.int64, device=chains.device)
         for digit in chains.unbind(dim=1):
             # Multiply and fold after each digit, so that the last digits reach the tested bits too.
             key = (key + digit + 1) * 0x2545F4914F6CDD1D

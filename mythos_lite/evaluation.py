@@ -59,9 +59,13 @@ def sweep(
     seed: int = 0,
 ) -> list[dict]:
     """One row per length and loop count, on held-out chains drawn with ``seed``."""
-    loops = sorted(set(loops))
     for n_loops in loops or [None]:
         check_int("n_loops", n_loops, 1)
+    loops, lengths = sorted(set(loops)), list(lengths)
+    if too_long := [n for n in lengths if n + 2 > model.config.max_seq_len]:
+        raise ValueError(
+            f"n_digits={too_long[0]} is too long: with START and EQ it exceeds max_seq_len={model.config.max_seq_len}"
+        )
     device = model.embedding.weight.device
     model.eval()
     rows = []
@@ -73,6 +77,8 @@ def sweep(
             for step in model.loop(batch.token_ids, loops[-1]):
                 if step.loop in correct:
                     logits = answer_logits(model, step.output, batch.answer_positions)
+                    if not torch.isfinite(logits).all():
+                        raise ValueError(f"the logits are not finite after loop {step.loop}; is the model damaged?")
                     correct[step.loop] += int((logits.argmax(-1) == batch.answers).sum())
         rows += [make_row(n_digits, n_loops, correct[n_loops], len(chains)) for n_loops in loops]
     return rows
@@ -91,6 +97,7 @@ def expert_shares(
     """Share of the routed tokens that each expert gets, per loop: (L, E), core layers together, on held-out chains."""
     if not model.config.n_experts:
         raise ValueError("the model has no experts (n_experts=0), so there are no shares to measure")
+    check_int("n_loops", n_loops, 1)
     load = torch.zeros(n_loops, model.config.n_experts)
     for n_digits in lengths:
         batch = task.encode(evaluation_chains(task, n_digits, n_chains, seed)).to(model.embedding.weight.device)

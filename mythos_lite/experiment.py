@@ -23,7 +23,7 @@ from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import ChainTask
 from mythos_lite.evaluation import expert_shares, sweep
 from mythos_lite.model import RecurrentDepthTransformer
-from mythos_lite.provenance import provenance
+from mythos_lite.provenance import provenance, source_hash
 from mythos_lite.report import figure_png, format_chart, format_table
 from mythos_lite.training import METRICS_FILE, STATE_FILE, build_model, default_device, train
 
@@ -34,7 +34,10 @@ QUICK_STEPS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """What a recipe's model is asked. The first group are the trained lengths."""
+    """What a recipe's model is asked.
+
+    The first group are the trained lengths, the second the longer ones that chart and title speak of.
+    """
 
     loops: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
@@ -67,6 +70,7 @@ def run_experiment(
         OSError: for a folder that cannot be written.
         NonFiniteError: when training blows up.
     """
+    source = source_hash()
     model_config, train_config = recipe(recipe_name, seed)
     if experts:
         if model_config.n_experts:
@@ -105,7 +109,7 @@ def run_experiment(
         "groups": [list(group) for group in plan.groups],
         **measured,
         "resumed": resumed,
-        "provenance": provenance([Path(sys.executable).name, "-m", "mythos_lite", *_command(notes)], device, seconds),
+        "provenance": provenance(_command(notes, device), source, device, seconds),
     }
     model.save_pretrained(folder, **notes)
     sweep_text = json.dumps(result, indent=1) + "\n"
@@ -137,16 +141,20 @@ def _find_device(name: str) -> torch.device:
         raise ValueError(f"device={name!r} is not known; use auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device={name!r} is not supported; use auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device={name!r} is not there: torch {torch.__version__} sees no CUDA device; use auto or cpu"
+            f"device={name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "use auto or cpu"
         )
     return device
 
 
-def _command(notes: dict) -> list[str]:
+def _command(notes: dict, device: torch.device) -> list[str]:
+    """What to type to get this run again, thread count and device spelt out."""
     flags = [f"--{flag}" for flag in ("experts", "quick") if notes[flag]]
-    return ["experiment", "--recipe", notes["recipe"], "--seed", str(notes["seed"]), *flags]
+    machine = ["--threads", str(torch.get_num_threads()), "--device", str(device)]
+    run = ["experiment", "--recipe", notes["recipe"], "--seed", str(notes["seed"])]
+    return [Path(sys.executable).name, "-m", "mythos_lite", *run, *flags, *machine]
 
 
 def _refuse_other_run(folder: Path, notes: dict) -> None:
@@ -161,8 +169,5 @@ def _refuse_other_run(folder: Path, notes: dict) -> None:
         raise ValueError(
             f"{folder} holds files that are not a finished run ({error}); choose another folder with --out"
         ) from error
-    if found != notes:
-        raise ValueError(
-            f"{folder} holds another run (recipe {found.get('recipe')}, seed {found.get('seed')}); "
-            "choose another folder with --out"
-        )
+    if different := [f"{key} {found.get(key)!r}" for key in notes if found.get(key) != notes[key]]:
+        raise ValueError(f"{folder} holds another run ({different[0]}); choose another folder with --out")

@@ -3,9 +3,9 @@
 ==================  =================================================================
 name here           symbol and source
 ==================  =================================================================
-``ActHalting``      h = σ(w·s + b), the halting unit; Graves 2016, eq. 5
-weights             p_t: the halting probability, the remainder R at the last; eq. 6
-``ponder_cost``     ρ = N + R, updates used plus remainder; eq. 8–9
+``ActHalting``      h = σ(w·s + b), the halting unit; Graves 2016, §2
+weights             p_t: the halting probability, the remainder R at the last; §2
+``ponder_cost``     ρ = N + R, updates used plus remainder; §2.1
 ``ConvergenceExit``  Huginn (Geiping et al. 2025, §6): stop when the answer's
                     distribution no longer changes
 ==================  =================================================================

@@ -28,7 +28,7 @@ def supervised_loops(
     """
     if train.loss == "last":
         return [n_loops], torch.full((1, len(n_digits)), 1.0 / len(n_digits))
-    by_length = {n: model.loops_needed(n) for n in n_digits.unique().tolist()}
+    by_length = {n: model.loops_needed(n) for n in n_digits.unique().tolist()}  # EQ stands n positions after d₁
     needed = torch.tensor([by_length[n] for n in n_digits.tolist()])
     loops = list(range(min(by_length.values()), n_loops + 1)) or [n_loops]
     counts = (torch.tensor(loops).unsqueeze(1) >= needed).float()  # (L, B)

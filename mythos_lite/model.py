@@ -8,7 +8,7 @@ name here                symbol and source
 ``h``                    h_t (Huginn: s_t), the state after t loops; h_0 = e here, noise in
                          Huginn and Parcae
 ``step``                 one loop: h_t = injection(h_{t−1}, e, R)
-``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024, §3.2
+``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024
 ``loop_index_embedding``  sinusoid of the loop number on the first eighth of the channels
 =======================  =================================================================
 
@@ -39,7 +39,7 @@ from mythos_lite.layers import rms_norm
 from mythos_lite.moe import RouterStats, SparseMoE
 
 INITIAL_STD = 0.02
-"""For every matrix and embedding, as in GPT-2 (Radford et al. 2019, §2.3)."""
+"""For every matrix and embedding, as in GPT (Radford et al. 2018, §4.1)."""
 
 
 class LoopStep(NamedTuple):
@@ -215,6 +215,8 @@ class RecurrentDepthTransformer(nn.Module):
                 count that is not a whole number from 1, a cache of another loop count or batch.
         """
         n_loops = self.check_input(token_ids, n_loops, cache)
+        if exit_policy is not None and not isinstance(exit_policy, ConvergenceExit):
+            raise ValueError(f"exit_policy must be a ConvergenceExit or None, not {exit_policy!r}")
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
         steps: list[LoopStep] = []
         readouts: list[Tensor] = []
@@ -230,8 +232,7 @@ class RecurrentDepthTransformer(nn.Module):
                     break
         logits = readouts[-1] if readouts else self.read_out(step.output, positions, cache)
         if cache is not None:
-            cache.fill_loops(step.loop, n_loops)
-            cache.advance(token_ids.shape[1], n_loops, step.loop, token_ids.shape[0], self.config.window)
+            cache.advance(token_ids.shape[1], step.loop)
         return ModelOutput(logits, step.loop, step.ponder_cost, _make_trace(steps, readouts) if trace else None)
 
     # ---------------------------------------------------------------- generation
@@ -259,7 +260,8 @@ class RecurrentDepthTransformer(nn.Module):
 
         Raises:
             ValueError: as ``forward``, and for a prompt that holds padding (prompts of different
-                lengths: one call each), a negative temperature, or more tokens than fit.
+                lengths: one call each), a negative temperature, more tokens than fit, or a model
+                whose logits are not finite.
         """
         n_loops = self.check_input(prompt_ids, n_loops, None)
         check_int("max_new_tokens", max_new_tokens, 0)
@@ -280,6 +282,8 @@ class RecurrentDepthTransformer(nn.Module):
         for _ in range(max_new_tokens):
             out = self(new, n_loops=n_loops, cache=cache, exit_policy=exit_policy)
             loops.append(out.n_loops)
+            if not torch.isfinite(out.logits[:, -1]).all():
+                raise ValueError("the logits are not finite; the model's weights are damaged or too large")
             new = _pick(out.logits[:, -1], temperature, top_k, generator)
             if eos_token_id is not None:
                 new = torch.where(done, eos_token_id, new)
@@ -315,7 +319,8 @@ class RecurrentDepthTransformer(nn.Module):
             CheckpointError: a ``ValueError`` that says what is wrong with the files.
         """
         config, tensors, _ = read_checkpoint(folder_or_name)
-        model = cls(config)
+        with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away; their draws must not count
+            model = cls(config)
         check_tensors(tensors, model.state_dict(), where=str(folder_or_name))
         model.to(tensors["embedding.weight"].dtype)
         model.load_state_dict(tensors)
@@ -347,7 +352,7 @@ class RecurrentDepthTransformer(nn.Module):
             )
         self._check_length(token_ids.shape[1] + (cache.length if cache is not None else 0))
         if cache is not None:
-            cache.check(token_ids.shape[0], n_loops)
+            cache.begin(self.config, token_ids.shape[0], n_loops)
         return n_loops
 
     def _check_length(self, length: int) -> None:

@@ -13,7 +13,7 @@ shared experts            always on, one fused SwiGLU of their joint width; Deep
 
 No token is dropped. The (token, expert) pairs are sorted by expert and laid out as one block per
 expert, as long as the busiest expert's, so that all experts are three batched matrix products.
-Reading that length is the only point at which a GPU waits for the host.
+Reading that length makes a GPU wait for the host once per layer and loop.
 
 Shapes: B batch, T positions, N = B·T tokens, k experts per token, E experts, D width, F expert
 width, C pairs of the busiest expert.
@@ -89,9 +89,9 @@ class SparseMoE(nn.Module):
     def update_bias(self, load: Tensor, rate: float) -> None:
         """Make experts with less than the mean ``load`` (E,) likelier to be chosen, the others less likely.
 
-        In float32: a bias in bfloat16 is too coarse for the usual rate of .001.
+        Needs a bias in float32: in bfloat16 it is too coarse for the usual rate of .001.
         """
-        load = load.to(self.bias.dtype)
+        load = load.float()
         self.bias += rate * torch.sign(load.mean() - load)
 
 

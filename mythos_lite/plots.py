@@ -25,6 +25,8 @@ def loop_scaling(
     ``trained_loops`` is the range of loop counts seen in training; it is shaded. The last group is
     the one that the title speaks of, unless a ``title`` is given.
     """
+    if not groups or not all(groups.values()) or len(groups) > len(COLOURS):
+        raise ValueError(f"groups must hold 1 to {len(COLOURS)} lines of at least one row each, not {len(groups)}")
     figure, axes = _figure(7.2, 4.2)
     counts = sorted({row["n_loops"] for rows in groups.values() for row in rows})
     low, high = trained_loops
@@ -119,6 +121,8 @@ def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
 
     ``records`` are those that ``train`` returns; over the loops the first, a middle and the last are drawn.
     """
+    if not records:
+        raise ValueError("there are no records to draw")
     figure = Figure(figsize=(9.6, 6.4), layout="constrained", dpi=130)
     (residual_loops, residual_steps), (radius_loops, radius_steps) = figure.subplots(2, 2)
     shown = [records[i] for i in sorted({0, (len(records) - 1) // 2, len(records) - 1})]

@@ -31,11 +31,14 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def provenance(command: list[str], device: torch.device, seconds: dict[str, float]) -> dict:
-    """A record to keep beside results; ``seconds`` names what was timed."""
+def provenance(command: list[str], source: str, device: torch.device, seconds: dict[str, float]) -> dict:
+    """A record to keep beside results.
+
+    ``source`` is ``source_hash()`` from before the work began; ``seconds`` names what was timed.
+    """
     return {
         "command": shlex.join(command),
-        "source": source_hash(),
+        "source": source,
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -79,6 +79,8 @@ def _tables(results: Sequence[dict], *, per_seed: bool) -> str:
     lines = []
     for name, same in by_recipe.items():
         counts = [row["n_loops"] for row in next(iter(grouped_rows(same[0]).values()))]
+        if len({(str(r["groups"]), str(sorted({row["n_loops"] for row in r["rows"]}))) for r in same}) > 1:
+            raise ValueError(f"the results of recipe {name} were swept over different lengths or loops")
         lines += [
             "",
             f"**{name}**, {_seeds(same)}, trained on {same[0]['groups'][0][-1]} digits at most; columns are loops",

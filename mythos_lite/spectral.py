@@ -116,6 +116,7 @@ def largest_singular_value(
     check_int("n_iterations", n_iterations, 1)
     if method == "exact" or (method == "auto" and h[0].numel() <= EXACT_SIZE):
         dense = jacobian(loop_map, h)
+        dense = dense if dense.dtype == torch.float64 else dense.float()  # LAPACK has no bfloat16
         return torch.linalg.svdvals(dense)[0].item() if torch.isfinite(dense).all() else math.nan
     v = _random_like(h, seed)
     v, sigma = v / v.norm(), 0.0
@@ -234,4 +235,5 @@ def _largest_modulus(matrices: Tensor) -> float:
     """Largest modulus of an eigenvalue; NaN for matrices that are not finite, on which LAPACK may crash."""
     if not torch.isfinite(matrices).all():
         return math.nan
+    matrices = matrices if matrices.dtype == torch.float64 else matrices.float()  # LAPACK has no bfloat16
     return torch.linalg.eigvals(matrices).abs().max().item()

@@ -106,7 +106,10 @@ def train(
         NonFiniteError: when loss or gradient is not finite; says at which step and loop. The last
             good checkpoint stays.
         CheckpointError: when the folder holds the state of another run.
+        ValueError: when model, task and training do not fit together.
     """
+    if other := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise ValueError(f"the model is in {other.pop()}; train in float32 and convert it afterwards, with .to()")
     _check_fit(model.config, task, config)
     device = model.embedding.weight.device
     stream = BatchStream(task, config)

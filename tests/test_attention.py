@@ -207,9 +207,10 @@ def test_latent_attention_has_the_same_gradients_in_both_forms():
 
 def run_in_chunks(layer: nn.Module, config: ModelConfig, x: Tensor, sizes: list[int]) -> Tensor:
     cache, outputs = Cache(), []
+    cache.begin(config, len(x), 1)
     for chunk in x.split(sizes, dim=1):
         outputs.append(layer(chunk, make_positions(config, chunk.shape[1], cache, x.device), cache, SLOT))
-        cache.advance(chunk.shape[1], 1, len(x), config.window)
+        cache.advance(chunk.shape[1], 1)
     return torch.cat(outputs, dim=1)
 
 

@@ -167,10 +167,16 @@ def test_a_refused_call_names_the_reason_and_leaves_the_cache_usable(attention, 
     assert_close(torch.cat([start, in_pieces(model, ids[:, 4:], [1, 4], 3, cache)], dim=1), expected)
 
 
+def test_a_cache_of_another_model_is_refused():
+    cache = Cache()
+    make_model(window=2)(tokens(), n_loops=3, cache=cache)
+    with pytest.raises(ValueError, match="another configuration"):
+        make_model(window=None)(tokens(), n_loops=3, cache=cache)
+
+
 def test_an_empty_cache_takes_any_loop_count_and_batch():
     for n_loops, batch in ((1, 3), (5, 1)):
         cache = Cache()
-        cache.check(batch, n_loops)
         make_model()(tokens(batch), n_loops=n_loops, cache=cache)
         assert (cache.n_loops, cache.batch_size) == (n_loops, batch)
 
@@ -232,9 +238,9 @@ def test_an_unfinished_pass_leaves_no_trace(attention, window, interruption):
     others = tokens(seed=7)
     logits = []
     for piece in ids.split([3, 1, 5], dim=1):
-        state = (cache.length, cache.n_kept, cache.n_loops, cache.batch_size)
+        seen = (cache.length, cache.n_kept)
         interrupt(model, others[:, :4], 3, cache)
-        assert state == (cache.length, cache.n_kept, cache.n_loops, cache.batch_size)
+        assert seen == (cache.length, cache.n_kept)
         logits.append(model(piece, n_loops=3, cache=cache).logits)
     assert_close(torch.cat(logits, dim=1), model(ids, n_loops=3).logits)
 
@@ -244,7 +250,7 @@ def test_an_unfinished_pass_leaves_no_trace(attention, window, interruption):
 def test_an_unfinished_first_pass_ties_the_cache_to_nothing(window, interruption):
     model, ids, cache = make_model(window=window), tokens(), Cache()
     INTERRUPTIONS[interruption](model, tokens(5, seed=7), 4, cache)
-    assert (cache.length, cache.n_kept, cache.n_loops, cache.batch_size) == (0, 0, None, None)
+    assert (cache.length, cache.n_kept) == (0, 0)
     assert_close(in_pieces(model, ids, [4, 5], 1, cache), model(ids, n_loops=1).logits)
 
 
@@ -375,10 +381,10 @@ def test_no_token_settles_before_those_it_follows():
 @pytest.mark.parametrize("window", [None, 3, 8])
 def test_skipped_loops_get_the_keys_of_the_last_loop_that_was_run(window):
     cache, parts = Cache(), torch.randn(4, 2, 1, 5, 3)
+    cache.begin(ModelConfig(window=window), 2, 4)
     for key, part in zip([("prelude", 0), ("core", 0, 0), ("core", 0, 1), ("core", 1, 1)], parts, strict=True):
         cache.put(CacheKey(*key), part, 2 * part)
-    cache.fill_loops(2, 4)
-    cache.advance(5, 4, 2, 2, window)
+    cache.advance(5, 2)
     kept = 5 if window is None else min(5, window - 1)
     fresh = torch.randn(2, 1, 1, 3)
     for layer, last in ((0, parts[2]), (1, parts[3])):
