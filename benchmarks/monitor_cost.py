@@ -14,7 +14,7 @@ from mythos_lite.config import RECIPES, recipe
 from mythos_lite.data import ChainTask
 from mythos_lite.losses import chain_loss
 from mythos_lite.spectral import monitor
-from mythos_lite.training import BatchStream, build_model, make_optimizer
+from mythos_lite.training import StepStream, build_model, make_optimizer
 
 ROUNDS, WARM_UP = 15, 2
 
@@ -24,12 +24,12 @@ def measure(name: str) -> tuple[float, float, int]:
     model_config, config = recipe(name, seed=10)
     model = build_model(model_config, config.seed)
     optimizer = make_optimizer(model, config)
-    stream = BatchStream(ChainTask(), config)
+    stream = StepStream(ChainTask(), config, model_config.d_model)
     steps, monitors = [], []
     for round_ in range(ROUNDS + WARM_UP):
-        batch, n_loops = stream.at(round_)
+        batch, n_loops, noise = stream.at(round_)
         started = time.perf_counter()
-        loss, _, _ = chain_loss(model, config, batch, n_loops)
+        loss, _, _ = chain_loss(model, config, batch, n_loops, noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -232,6 +232,9 @@ class TrainConfig(_Config):
     min_loops: int = 4
     max_loops: int = 4
     """The loop count of a batch is drawn from ``min_loops`` to ``max_loops``; equal values fix it."""
+    initial_noise: float = 1.0
+    """Noise added to h_0 in training, as a share of e's root mean square. Always starting from e gives the loop
+    a clock, the transient away from e, and an answer that is right at the trained loop count alone."""
     loss: str = "last"
     """``"last"``: at the last loop. ``"from_needed"``: mean over the loops from the needed one on."""
     ponder_cost: float = 0.0
@@ -268,7 +271,7 @@ class TrainConfig(_Config):
         check_number("lr", self.lr, 0.0, open_low=True)
         check_number("clip_norm", self.clip_norm, 0.0, open_low=True)
         check_number("eps", self.eps, 1e-12)
-        for field in ("weight_decay", "ponder_cost", "router_bias_rate"):
+        for field in ("weight_decay", "ponder_cost", "router_bias_rate", "initial_noise"):
             check_number(field, getattr(self, field), 0.0)
         for field in ("beta1", "beta2", "ema_decay"):
             check_number(field, getattr(self, field), 0.0)
@@ -330,7 +333,8 @@ def published_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
     """
     train = TrainConfig(
         seed=seed, steps=282, batch_size=64, n_train_chains=3000, lr=3e-4, warmup_steps=0,
-        weight_decay=0.01, beta2=0.999, eps=1e-8, router_bias_rate=0.0, log_every=47, checkpoint_every=47,
+        weight_decay=0.01, beta2=0.999, eps=1e-8, initial_noise=0.0, router_bias_rate=0.0,
+        log_every=47, checkpoint_every=47,
     )  # fmt: skip
     return published_model("mla"), train
 

@@ -5,8 +5,8 @@ name here                symbol and source
 =======================  =================================================================
 ``e``                    e, the input encoded once by the prelude; Huginn (Geiping et al.
                          2025, §3), Parcae (Prairie et al. 2026)
-``h``                    h_t (Huginn: s_t), the state after t loops; h_0 = e here, noise in
-                         Huginn and Parcae
+``h``                    h_t (Huginn: s_t), the state after t loops; h_0 is noise in Huginn and
+                         Parcae, here e, with noise on it in training
 ``step``                 one loop: h_t = injection(h_{t−1}, e, R)
 ``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024
 ``loop_index_embedding``  sinusoid of the loop number on the first eighth of the channels
@@ -139,15 +139,24 @@ class RecurrentDepthTransformer(nn.Module):
 
     # ---------------------------------------------------------------- the loop
 
-    def loop(self, token_ids: Tensor, n_loops: int | None = None, cache: Cache | None = None) -> Iterator[LoopStep]:
-        """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops."""
+    def loop(
+        self,
+        token_ids: Tensor,
+        n_loops: int | None = None,
+        cache: Cache | None = None,
+        noise: Tensor | None = None,
+    ) -> Iterator[LoopStep]:
+        """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops.
+
+        ``noise`` (B, T, D), in units of e's root mean square per token, disturbs the state it starts from.
+        """
         n_loops = self.check_input(token_ids, n_loops, cache)
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
         counted = None if self.config.pad_token_id is None else token_ids != self.config.pad_token_id
         act = ActState(self.config.act_threshold) if self.halting is not None else None
 
         e = self.encode(token_ids, positions, cache)
-        h = e
+        h = e if noise is None else e + noise * e.detach().square().mean(dim=-1, keepdim=True).sqrt()
         for t in range(n_loops):
             previous = h
             h, routing = self.step(h, e, t, positions, cache, counted)

@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -65,26 +66,45 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
-class BatchStream:
-    """The batch and loop count of any step, from the seed and the step alone."""
+class TrainStep(NamedTuple):
+    """Everything random about one step."""
 
-    def __init__(self, task: ChainTask, config: TrainConfig) -> None:
-        self.task, self.config = task, config
+    batch: Batch
+    n_loops: int
+    noise: Tensor | None
+    """(B, T, D), for the state that the loop starts from."""
+
+
+class StepStream:
+    """Batch, loop count and noise of any step, from the seed and the step alone."""
+
+    def __init__(self, task: ChainTask, config: TrainConfig, d_model: int) -> None:
+        self.task, self.config, self.d_model = task, config, d_model
         self.pool = None
         if config.n_train_chains is not None:
             generator = make_generator(config.seed, _POOL)
             self.pool = task.batch(config.n_train_chains, config.min_digits, config.max_digits, generator)
 
-    def at(self, step: int) -> tuple[Batch, int]:
+    def at(self, step: int) -> TrainStep:
         config, generator = self.config, make_generator(self.config.seed, _STEPS, step)
         n_loops = int(torch.randint(config.min_loops, config.max_loops + 1, (), generator=generator))
         if self.pool is None:
-            return self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator), n_loops
+            batch = self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator)
+        else:
+            batch = self._from_pool(step)
+        noise = None
+        if config.initial_noise:
+            noise = config.initial_noise * torch.randn(*batch.token_ids.shape, self.d_model, generator=generator)
+        return TrainStep(batch, n_loops, noise)
+
+    def _from_pool(self, step: int) -> Batch:
+        """The step's part of its epoch's order."""
+        config = self.config
         per_epoch = math.ceil(config.n_train_chains / config.batch_size)
         order = torch.randperm(config.n_train_chains, generator=make_generator(config.seed, _EPOCHS, step // per_epoch))
         start = step % per_epoch * config.batch_size
         chosen = order[start : start + config.batch_size].sort().values  # the pool goes from short to long
-        return Batch(*(tensor[chosen] for tensor in self.pool)), n_loops
+        return Batch(*(tensor[chosen] for tensor in self.pool))
 
 
 def train(
@@ -112,7 +132,7 @@ def train(
         raise ValueError(f"the model is in {other.pop()}; train in float32 and convert it afterwards, with .to()")
     _check_fit(model.config, task, config)
     device = model.embedding.weight.device
-    stream = BatchStream(task, config)
+    stream = StepStream(task, config, model.config.d_model)
     optimizer = make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
     state = RunState(model, task, config, optimizer, average, folder)
@@ -126,12 +146,12 @@ def train(
         range(first, config.steps), initial=first, total=config.steps, disable=hidden, desc="training", unit="step"
     )
     for step in bar:
-        batch, n_loops = stream.at(step)
-        batch = batch.to(device)
+        batch, n_loops, noise = stream.at(step)
+        batch, noise = batch.to(device), None if noise is None else noise.to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
 
-        loss, logits, steps = chain_loss(model, config, batch, n_loops)
+        loss, logits, steps = chain_loss(model, config, batch, n_loops, noise)
         if not torch.isfinite(loss):
             raise NonFiniteError(_explain(steps, step, n_loops, state))
         optimizer.zero_grad(set_to_none=True)

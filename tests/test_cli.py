@@ -251,9 +251,9 @@ def test_interrupted_run_says_so_and_the_same_command_goes_on(finished, tmp_path
     assert sorted(contents(tmp_path)) == ["metrics.jsonl", "training.safetensors"]
 
     first_steps = []
-    batch_at = mythos_lite.training.BatchStream.at
+    batch_at = mythos_lite.training.StepStream.at
     monkeypatch.setattr(
-        mythos_lite.training.BatchStream, "at", lambda self, step: first_steps.append(step) or batch_at(self, step)
+        mythos_lite.training.StepStream, "at", lambda self, step: first_steps.append(step) or batch_at(self, step)
     )
     assert call("--out", tmp_path) == 0
     assert first_steps == list(range(2, 8))

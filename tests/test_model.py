@@ -742,3 +742,19 @@ def test_generation_takes_no_gradient():
     model = make_model.__wrapped__().requires_grad_(True)
     model.generate(tokens(), max_new_tokens=3)
     assert all(p.grad is None for p in model.parameters())
+
+
+# ---------------------------------------------------------------- where the loop starts
+
+
+def test_the_loop_starts_from_e_and_with_noise_from_e_plus_noise_of_its_size():
+    torch.manual_seed(0)
+    model = RecurrentDepthTransformer(ModelConfig())
+    ids = torch.tensor([[7, 1, 2, 8]])
+    e = model.encode(ids, make_positions(model.config, 4, None, ids.device))
+    noise = torch.randn(1, 4, model.config.d_model)
+    plain, noisy = next(model.loop(ids, 1)), next(model.loop(ids, 1, noise=noise))
+    assert torch.equal(plain.previous, e)
+    size = e.square().mean(dim=-1, keepdim=True).sqrt()
+    torch.testing.assert_close((noisy.previous - e) / size, noise)
+    assert not torch.allclose(plain.state, noisy.state)
