@@ -169,5 +169,9 @@ def _refuse_other_run(folder: Path, notes: dict) -> None:
         raise ValueError(
             f"{folder} holds files that are not a finished run ({error}); choose another folder with --out"
         ) from error
-    if different := [f"{key} {found.get(key)!r}" for key in notes if found.get(key) != notes[key]]:
-        raise ValueError(f"{folder} holds another run ({different[0]}); choose another folder with --out")
+    if different := [key for key in notes if found.get(key) != notes[key]]:
+        key = different[0]
+        raise ValueError(
+            f"{folder} holds another run (recipe {found.get('recipe')}, seed {found.get('seed')}): "
+            f"its {key} is {found.get(key)!r}, not {notes[key]!r}; choose another folder with --out"
+        )

@@ -228,7 +228,7 @@ def test_impossible_request_ends_with_code_2_and_writes_nothing(flags, named, tm
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_cuda_device_is_refused(tmp_path, capsys):
     assert call("--device", "cuda", "--out", tmp_path / "run") == 2
-    assert "sees no CUDA device" in capsys.readouterr().err
+    assert "sees 0 CUDA devices" in capsys.readouterr().err
     assert contents(tmp_path) == {}
 
 

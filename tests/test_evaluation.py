@@ -293,8 +293,9 @@ def test_heat_map_writes_each_accuracy_and_leaves_gaps_empty():
 def test_line_of_needed_loops_lies_left_of_the_first_count_that_is_enough():
     axes = FIGURES["loops_by_length, needed"]().axes[0]
     (line,) = axes.lines
-    assert list(line.get_xdata())[1:] == [-0.5, 1.5, 2.5]  # 1 → column 0, 3 → that of 4 loops, 7 → past the last
-    assert list(line.get_ydata()) == [-0.5, 0.5, 1.5, 2.5]
+    # 1 loop → left of column 0, 3 → of that of 4 loops, 7 → past the last; each along the height of its row
+    assert list(line.get_xdata()) == [-0.5, -0.5, 1.5, 1.5, 2.5, 2.5]
+    assert list(line.get_ydata()) == [-0.5, 0.5, 0.5, 1.5, 1.5, 2.5]
 
 
 @pytest.mark.parametrize(("records", "said"), [(RECORDS, "1.30, above 1"), (RECORDS[:2], "0.80, below 1")])
