@@ -329,3 +329,24 @@ def test_folder_that_cannot_be_written_is_an_oserror_that_names_it(place, tmp_pa
         with pytest.raises(OSError, match=f"cannot write into this folder.*{place}"):
             save(tmp_path / place)
     assert contents(tmp_path) == {"file": b"kept"}
+
+
+def test_weights_of_another_run_of_the_same_model_are_found_out(tmp_path):
+    for seed in (0, 1):
+        scrambled(seed=seed).save_pretrained(tmp_path / str(seed), seed=seed)
+    (tmp_path / "0" / WEIGHTS_FILE).write_bytes((tmp_path / "1" / WEIGHTS_FILE).read_bytes())
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        load(tmp_path / "0")
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    path = tmp_path / "file"
+    (tmp_path / ".file.left0ver").write_bytes(b"half")
+    write_files({path: b"new"})
+    assert contents(tmp_path) == {"file": b"new"}
+
+
+def test_loading_leaves_the_global_generator_alone(saved):
+    before = torch.get_rng_state()
+    load(saved)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -319,3 +319,20 @@ def test_plots_import_neither_torch_nor_pyplot():
         elif isinstance(node, ast.ImportFrom):
             imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     assert not {name for name in imported if name.split(".")[0] in ("torch", "mythos_lite") or "pyplot" in name}
+
+
+def test_sweep_refuses_what_it_cannot_do_before_it_starts(monkeypatch):
+    model = RecurrentDepthTransformer(ModelConfig(max_seq_len=8))
+    monkeypatch.setattr(model, "step", None)  # nothing may be computed
+    with pytest.raises(ValueError, match="n_digits=9 is too long"):
+        sweep(model, ChainTask(), [2, 9], [1])
+    with pytest.raises(ValueError, match="n_loops='a'"):
+        sweep(model, ChainTask(), [2], [1, "a"])
+
+
+def test_sweep_of_damaged_weights_is_an_error():
+    model = RecurrentDepthTransformer(ModelConfig())
+    with torch.no_grad():
+        model.embedding.weight[8] = torch.nan
+    with pytest.raises(ValueError, match="not finite after loop 1"):
+        sweep(model, ChainTask(), [2], [1])

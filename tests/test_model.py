@@ -758,3 +758,17 @@ def test_the_loop_starts_from_e_and_with_noise_from_e_plus_noise_of_its_size():
     size = e.square().mean(dim=-1, keepdim=True).sqrt()
     torch.testing.assert_close((noisy.previous - e) / size, noise)
     assert not torch.allclose(plain.state, noisy.state)
+
+
+def test_damaged_weights_are_an_error_when_generating():
+    model = RecurrentDepthTransformer(ModelConfig())
+    with torch.no_grad():
+        model.embedding.weight[3] = torch.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="not finite"):
+            model.generate(torch.tensor([[7, 1, 8]]), temperature=temperature)
+
+
+def test_exit_policy_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"exit_policy must be a ConvergenceExit or None, not 0\.1"):
+        RecurrentDepthTransformer(ModelConfig())(torch.tensor([[7, 1, 8]]), exit_policy=0.1)

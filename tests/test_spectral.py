@@ -3,6 +3,7 @@
 Shapes: T positions, D width, one sequence.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -451,3 +452,13 @@ def test_measures_reject_what_they_cannot_do(measure, shape, arguments, named):
 def test_loop_map_rejects_what_it_cannot_do(ids, t, named):
     with pytest.raises(ValueError, match=named):
         make_loop_map(build(SMALL), ids, t)
+
+
+def test_radii_of_a_bfloat16_model_are_near_those_in_float32():
+    model = build_model(ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16), seed=0)
+    ids = torch.tensor([[7, 1, 2, 8]])
+    values = []
+    for each in (model, copy.deepcopy(model).bfloat16()):
+        loop_map, e = make_loop_map(each, ids)
+        values.append([jacobian_radius(loop_map, e), largest_singular_value(loop_map, e)])
+    assert values[1] == pytest.approx(values[0], rel=0.05)

@@ -587,3 +587,8 @@ def test_longest_chain_that_fits_is_accepted():
 def test_model_that_halts_trains_with_a_ponder_cost(loss):
     _, history = run(dataclasses.replace(SHORT, ponder_cost=0.01, loss=loss), ADAPTER)
     assert history[-1]["step"] == SHORT.steps
+
+
+def test_a_model_in_bfloat16_is_refused():
+    with pytest.raises(ValueError, match=r"torch\.bfloat16; train in float32"):
+        train(build_model(TINY, seed=0).bfloat16(), TASK, SHORT)
