@@ -1,7 +1,7 @@
 """The main job: train on short chains, sweep the loop count on longer ones, write what came out.
 
 Each recipe has its plan of lengths and loop counts. The run's folder ends with ``config.json``,
-``model.safetensors``, ``metrics.jsonl``, ``sweep.json`` and ``loop_scaling.png``; until then it also
+``model.safetensors``, ``metrics.jsonl``, ``sweep.json`` and three figures; until then it also
 holds the state from which the same call goes on after an interruption.
 """
 
@@ -18,17 +18,16 @@ from pathlib import Path
 
 import torch
 
-from mythos_lite.checkpoint import CONFIG_FILE, CheckpointError, make_folder, read_checkpoint, write_files
+from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, make_folder, read_checkpoint, write_files
 from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import ChainTask
 from mythos_lite.evaluation import expert_shares, sweep
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance, source_hash
-from mythos_lite.report import figure_png, format_chart, format_table
+from mythos_lite.report import figures, format_chart, format_table
 from mythos_lite.training import METRICS_FILE, STATE_FILE, build_model, default_device, train
 
 SWEEP_FILE = "sweep.json"
-FIGURE_FILE = "loop_scaling.png"
 QUICK_STEPS = 60
 
 
@@ -113,13 +112,15 @@ def run_experiment(
     }
     model.save_pretrained(folder, **notes)
     sweep_text = json.dumps(result, indent=1) + "\n"
-    write_files({folder / SWEEP_FILE: sweep_text.encode(), folder / FIGURE_FILE: figure_png(result)})
+    pictures = figures(result, history, model_config)
+    write_files({folder / SWEEP_FILE: sweep_text.encode(), **{folder / name: png for name, png in pictures.items()}})
     (folder / STATE_FILE).unlink(missing_ok=True)
 
     say(format_table(result))
     say(format_chart(result))
     say(f"final loss {result['final_loss']:.4f}; training {seconds['training']:.0f} s, sweep {seconds['sweep']:.0f} s")
-    say(f"written to {folder}: model.safetensors, {CONFIG_FILE}, {METRICS_FILE}, {SWEEP_FILE}, {FIGURE_FILE}")
+    written = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, SWEEP_FILE, *pictures)
+    say(f"written to {folder}: {', '.join(written)}")
     return result
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+from matplotlib.figure import Figure
+
 from mythos_lite import plots
-from mythos_lite.config import RECIPES
+from mythos_lite.config import RECIPES, ModelConfig
 from mythos_lite.evaluation import pool
 
 
@@ -19,14 +21,25 @@ def grouped_rows(result: dict) -> dict[str, list[dict]]:
     return {f"{rows[0]['n_digits']} digits": rows for rows in pooled}
 
 
-def figure_png(result: dict) -> bytes:
-    """The figure of loop count against accuracy."""
+def figures(result: dict, records: Sequence[dict], model: ModelConfig) -> dict[str, bytes]:
+    """PNG files by name: loops against accuracy, loops by length, and the stability of the loop over training."""
     groups = grouped_rows(result)
-    out_of_distribution = list(groups)[1]
-    figure = plots.loop_scaling(
-        groups, trained_loops=tuple(result["trained_loops"]), chance=result["chance"],
-        title=plots.describe_scaling(groups[out_of_distribution], out_of_distribution, result["chance"]),
-    )  # fmt: skip
+    longer = list(groups)[1]
+    needed = {row["n_digits"]: model.loops_needed(row["n_digits"]) for row in result["rows"]}
+    drawn = {
+        "loop_scaling.png": plots.loop_scaling(
+            groups,
+            trained_loops=tuple(result["trained_loops"]),
+            chance=result["chance"],
+            title=plots.describe_scaling(groups[longer], longer, result["chance"]),
+        ),
+        "loops_by_length.png": plots.loops_by_length(result["rows"], needed=needed),
+        "stability.png": plots.stability(records),
+    }
+    return {name: _png(figure) for name, figure in drawn.items()}
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

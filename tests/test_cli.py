@@ -23,7 +23,8 @@ from mythos_lite.experiment import SweepPlan
 from mythos_lite.provenance import source_hash
 from mythos_lite.training import NonFiniteError
 
-FILES = ["config.json", "loop_scaling.png", "metrics.jsonl", "model.safetensors", "sweep.json"]
+FIGURES = ["loop_scaling.png", "loops_by_length.png", "stability.png"]
+FILES = sorted(["config.json", "metrics.jsonl", "model.safetensors", "sweep.json", *FIGURES])
 TINY = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16)
 PLAN = SweepPlan(loops=(1, 2, 4), groups=((2, 3), (4,)), n_chains=20)
 
@@ -265,11 +266,11 @@ def test_interrupted_run_says_so_and_the_same_command_goes_on(finished, tmp_path
 
 
 def test_run_that_fails_after_training_does_not_train_again(finished, tmp_path, monkeypatch, capsys):
-    def full(_):
+    def full(*_):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "figure_png", full)
+        patch.setattr(experiment, "figures", full)
         assert call("--out", tmp_path) == 2
     assert "error: no space left" in capsys.readouterr().err
     monkeypatch.setattr(mythos_lite.training, "chain_loss", None)
