@@ -33,7 +33,7 @@ def loop_scaling(
     axes.axvspan(low * 0.93, high * 1.07, color="0.88", zorder=0)
     axes.annotate(
         "loops in training",
-        (high * 1.1, 0.5),
+        (high * 1.1, 0.04),
         xycoords=("data", "axes fraction"),
         fontsize=8,
         color="0.35",

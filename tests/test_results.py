@@ -61,9 +61,10 @@ def test_hold_keeps_its_answer_on_every_seed():
         assert worst(results, [6, 7, 8], n_loops) >= 0.99
 
 
-def test_published_is_at_chance_on_every_seed():
-    for n_loops in (1, 2, 4, 6, 8):
-        assert best(of("published"), [6, 7, 8], n_loops) < 0.20
+def test_published_gains_nothing_from_loops_on_any_seed():
+    for result in of("published"):
+        at_one, *more = [row["accuracy"] for row in pool(result["rows"], [6, 7, 8])]
+        assert max(more) - at_one < 0.02
 
 
 def test_readme_shows_the_summary_of_these_results():
