@@ -336,3 +336,11 @@ def test_sweep_of_damaged_weights_is_an_error():
         model.embedding.weight[8] = torch.nan
     with pytest.raises(ValueError, match="not finite after loop 1"):
         sweep(model, ChainTask(), [2], [1])
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: plots.loop_scaling({}, trained_loops=(4, 4), chance=0.1), lambda: plots.stability([])]
+)
+def test_nothing_to_draw_is_an_error(draw):
+    with pytest.raises(ValueError, match=r"groups must hold 1 to 6 lines|no records to draw"):
+        draw()

@@ -35,7 +35,9 @@ TASK = ChainTask()
 TINY = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16, n_loops=3)
 EXPERTS = dataclasses.replace(TINY, n_experts=3, n_experts_per_token=1, n_shared_experts=1, d_expert=8)
 ADAPTER = dataclasses.replace(TINY, depth_lora_rank=2, halting="act")
-SHORT = TrainConfig(steps=10, batch_size=8, log_every=3, checkpoint_every=4, warmup_steps=3, min_loops=1, max_loops=3)
+SHORT = TrainConfig(
+    initial_noise=1.0, steps=10, batch_size=8, log_every=3, checkpoint_every=4, warmup_steps=3, min_loops=1, max_loops=3
+)
 AVERAGED = dataclasses.replace(SHORT, ema_decay=0.9, loss="from_needed", min_digits=1, router_bias_rate=0.01)
 either_run = pytest.mark.parametrize(
     ("model_config", "config"), [(TINY, SHORT), (EXPERTS, AVERAGED)], ids=["dense", "experts, averaged"]
