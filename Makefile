@@ -8,7 +8,7 @@ INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check --const
 .PHONY: help experiment test lint lab clean
 
 help:
-	@echo "make experiment   train the model on digit chains and plot loops against accuracy (about 4 minutes)"
+	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
 	@echo "make test         run the tests"
 	@echo "make lab          open the lessons in JupyterLab"
 	@echo "make lint         check style only"
