@@ -28,10 +28,10 @@ class CacheKey(NamedTuple):
 class Cache:
     """Tensors per (stage, layer, loop), each with positions on its second-last axis.
 
-    ``length`` is the number of positions seen; ``config``, ``n_loops`` and ``batch_size`` are those that it
-    is filled for, ``None`` before its first use. ``loops_run`` is the most
-    loops that were really run for one of its tokens, fewer than ``n_loops`` after early exits. Under a
-    sliding window only the last window − 1 positions are kept, which is all that later tokens can see.
+    ``length`` is the number of positions seen; ``config``, ``n_loops`` and ``batch_size`` are those that
+    it is filled for, ``None`` before its first use. ``loops_run`` is the most loops that were really run
+    for one of its tokens, fewer than ``n_loops`` after early exits. Under a sliding window only the last
+    window − 1 positions are kept, which is all that later tokens can see.
     """
 
     def __init__(self) -> None:

@@ -247,7 +247,7 @@ class TrainConfig(_Config):
     beta2: float = 0.95
     eps: float = 1e-6
     """Added to Adam's denominator. Once the task is solved the gradient all but vanishes; with torch's 1e-8
-    Adam still makes full steps along what is left of it, and the loop drifts into instability."""
+    Adam still makes full steps along what is left of it, which can carry the loop away from stability."""
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights, which is what the run returns. 0: off."""

@@ -69,10 +69,9 @@ class ActState:
 class ActHalting(nn.Module):
     """The halting unit: one probability per token and loop."""
 
-    def __init__(self, d_model: int, threshold: float) -> None:
+    def __init__(self, d_model: int) -> None:
         super().__init__()
         self.unit = nn.Linear(d_model, 1)
-        self.threshold = threshold
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, T, D) → halting probabilities (B, T), float32."""

@@ -107,7 +107,7 @@ class RecurrentDepthTransformer(nn.Module):
         self.core = nn.ModuleList(Block(config, sparse=config.n_experts > 0) for _ in range(config.n_core_layers))
         self.coda = nn.ModuleList(Block(config) for _ in range(config.n_coda_layers))
         self.norm = rms_norm(config.d_model)
-        self.halting = ActHalting(config.d_model, config.act_threshold) if config.halting == "act" else None
+        self.halting = ActHalting(config.d_model) if config.halting == "act" else None
         if config.depth_lora_rank:
             self.depth_lora_down = nn.Linear(config.d_model, config.depth_lora_rank, bias=False)
             self.depth_lora_scale = nn.Parameter(torch.empty(config.n_loops, config.depth_lora_rank))

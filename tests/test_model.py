@@ -494,10 +494,10 @@ def test_act_weights_sum_to_one_at_every_budget(probabilities, threshold):
 @pytest.mark.parametrize("n_loops", [1, 2, 9])
 def test_act_weights_sum_to_one_at_extreme_halting_biases(bias, n_loops):
     torch.manual_seed(0)
-    unit = ActHalting(6, 0.99)
+    unit = ActHalting(6)
     torch.nn.init.constant_(unit.unit.bias, bias)
     states = torch.randn(n_loops, 2, 3, 6)
-    act, outputs = feed(unit(states), unit.threshold, states)
+    act, outputs = feed(unit(states), 0.99, states)
     assert_close(act.weights.sum(dim=0), torch.ones(2, 3))
     assert_close(outputs[-1], (act.weights.unsqueeze(-1) * states).sum(dim=0))
     act.ponder_cost.sum().backward()

@@ -236,14 +236,19 @@ def test_iterative_radius_is_exact_once_it_has_as_many_iterations_as_channels(co
         assert iterative == pytest.approx(exact, rel=1e-3)
 
 
+def lesson_map_and_state(injection, seed):
+    """The loop map of the lesson's model at its initial weights, and the state after three loops."""
+    model, ids = build_model(ModelConfig(injection=injection), seed), tokens(7, seed)
+    *_, last = model.loop(ids, 3)
+    return make_loop_map(model, ids)[0], last.state
+
+
 @pytest.mark.parametrize("injection", ["lti", "additive"])
 @pytest.mark.parametrize("seed", range(2))
 def test_fewer_iterations_than_channels_come_close_on_the_lesson_model(injection, seed):
-    model, ids = build_model(ModelConfig(injection=injection), seed), tokens(7, seed)
-    loop_map, _ = make_loop_map(model, ids)
-    *_, last = model.loop(ids, 3)
-    exact = jacobian_radius(loop_map, last.state, method="exact")
-    assert jacobian_radius(loop_map, last.state, method="iterative") == pytest.approx(exact, rel=0.03)
+    loop_map, h = lesson_map_and_state(injection, seed)
+    exact = jacobian_radius(loop_map, h, method="exact")
+    assert jacobian_radius(loop_map, h, method="iterative") == pytest.approx(exact, rel=0.03)
 
 
 @everywhere
@@ -265,11 +270,9 @@ def test_iterative_singular_value_is_within_one_percent(config):
 @pytest.mark.parametrize("injection", ["lti", "additive"])
 @pytest.mark.parametrize("seed", range(2))
 def test_iterative_singular_value_is_within_one_percent_on_the_lesson_model(injection, seed):
-    model, ids = build_model(ModelConfig(injection=injection), seed), tokens(7, seed)
-    loop_map, _ = make_loop_map(model, ids)
-    *_, last = model.loop(ids, 3)
-    exact = largest_singular_value(loop_map, last.state, method="exact")
-    assert largest_singular_value(loop_map, last.state, method="iterative") == pytest.approx(exact, rel=0.01)
+    loop_map, h = lesson_map_and_state(injection, seed)
+    exact = largest_singular_value(loop_map, h, method="exact")
+    assert largest_singular_value(loop_map, h, method="iterative") == pytest.approx(exact, rel=0.01)
 
 
 @pytest.mark.parametrize("measure", [jacobian_radius, largest_singular_value])
