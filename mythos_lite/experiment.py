@@ -21,10 +21,11 @@ import torch
 from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, make_folder, read_checkpoint, write_files
 from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import ChainTask
-from mythos_lite.evaluation import expert_shares, sweep
+from mythos_lite.evaluation import evaluation_chains, expert_shares, sweep
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance, source_hash
 from mythos_lite.report import figures, format_chart, format_table
+from mythos_lite.spectral import loop_radii
 from mythos_lite.training import METRICS_FILE, STATE_FILE, build_model, default_device, train
 
 SWEEP_FILE = "sweep.json"
@@ -125,9 +126,13 @@ def run_experiment(
 
 
 def _measure(model: RecurrentDepthTransformer, task: ChainTask, plan: SweepPlan, n_loops: int) -> dict:
-    """The sweep's rows and, with experts, the share of tokens that each gets in the loops of training."""
+    """The sweep's rows, ρ(J) over twice the loops of training and, with experts, the share of tokens each gets."""
     lengths = [n for group in plan.groups for n in group]
-    measured: dict = {"rows": sweep(model, task, lengths, plan.loops, n_chains=plan.n_chains)}
+    chain = task.encode(evaluation_chains(task, plan.groups[0][-1], plan.n_chains)[-1:]).token_ids
+    measured: dict = {
+        "rows": sweep(model, task, lengths, plan.loops, n_chains=plan.n_chains),
+        "jacobian_radii": loop_radii(model, chain.to(model.embedding.weight.device), range(1, 2 * n_loops + 1)),
+    }
     if model.config.n_experts:
         measured["expert_shares"] = expert_shares(model, task, plan.groups[0], n_loops, n_chains=plan.n_chains)
     return measured

@@ -116,10 +116,11 @@ def loops_by_length(
     return figure
 
 
-def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
+def stability(records: Sequence[dict], radii: Sequence[float], *, title: str | None = None) -> Figure:
     """Residual (top) and radius (bottom), over the loops (left) and over training (right).
 
-    ``records`` are those that ``train`` returns; over the loops the first, a middle and the last are drawn.
+    ``records`` are those that ``train`` returns; of their residuals over the loops the first, a middle and the
+    last are drawn. ``radii`` are ρ(J) of loops 1, 2, … after training, from ``spectral.loop_radii``.
     """
     if not records:
         raise ValueError("there are no records to draw")
@@ -129,9 +130,9 @@ def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
     for record, style in zip(shown, _styles(), strict=False):
         loops = range(1, len(record["residuals"]) + 1)
         residual_loops.plot(loops, record["residuals"], label=f"step {record['step']}", **style)
-        radius_loops.plot(loops, record["jacobian_radii"], label=f"step {record['step']}", **style)
     steps = [record["step"] for record in records]
     first, second = _styles()[:2]
+    radius_loops.plot(range(1, len(radii) + 1), radii, label="ρ(J), whole loop, after training", **second)
     every = max(1, len(steps) // 10)
     residual_steps.plot(steps, [r["residuals"][0] for r in records], label="first loop", markevery=every, **first)
     residual_steps.plot(steps, [r["residuals"][-1] for r in records], label="last loop", markevery=every, **second)
@@ -139,7 +140,7 @@ def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
         steps, [r["decay_radius"] for r in records], label="ρ(Ā), injection alone", markevery=every, **first
     )
     radius_steps.plot(
-        steps, [r["jacobian_radii"][-1] for r in records], label="ρ(J), whole loop, last", markevery=every, **second
+        steps, [r["jacobian_radius"] for r in records], label="ρ(J), whole loop, last", markevery=every, **second
     )
     for axes in (residual_loops, residual_steps):
         axes.set_yscale("log")
@@ -147,8 +148,8 @@ def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
     for axes in (radius_loops, radius_steps):
         axes.axhline(1, color="0.45", lw=1, ls=":")
         axes.set_ylabel("spectral radius")
-    for axes in (residual_loops, radius_loops):
-        axes.set_xticks(range(1, len(records[-1]["residuals"]) + 1))
+    for axes, shown_loops in ((residual_loops, records[-1]["residuals"]), (radius_loops, radii)):
+        axes.set_xticks(range(1, len(shown_loops) + 1))
         axes.set_xlabel("loop")
     for axes in (residual_steps, radius_steps):
         axes.set_xlabel("training step")
@@ -160,7 +161,7 @@ def stability(records: Sequence[dict], *, title: str | None = None) -> Figure:
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     last = records[-1]
-    radius = last["jacobian_radii"][-1]
+    radius = last["jacobian_radius"]
     side = "above" if radius >= 1 else "below"
     figure.suptitle(
         title or f"ρ(Ā) ends at {last['decay_radius']:.2f}, the whole loop's radius at {radius:.2f}, {side} 1",

@@ -34,7 +34,7 @@ def figures(result: dict, records: Sequence[dict], model: ModelConfig) -> dict[s
             title=plots.describe_scaling(groups[longer], longer, result["chance"]),
         ),
         "loops_by_length.png": plots.loops_by_length(result["rows"], needed=needed),
-        "stability.png": plots.stability(records),
+        "stability.png": plots.stability(records, result["jacobian_radii"]),
     }
     return {name: _png(figure) for name, figure in drawn.items()}
 

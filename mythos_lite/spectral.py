@@ -26,7 +26,7 @@ Shapes: T positions, D width, one sequence (B = 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -144,20 +144,26 @@ def residuals(model: RecurrentDepthTransformer, batch: Batch, n_loops: int) -> l
     return [step.residual()[read].mean().item() for step in model.loop(batch.token_ids, n_loops)]
 
 
-def monitor(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> dict:
-    """One line for the log: all of the above on a few chains, the Jacobian on the last (longest) of them.
+def loop_radii(model: RecurrentDepthTransformer, token_ids: Tensor, loops: Iterable[int]) -> list[float]:
+    """ρ(J) of the map of each of ``loops`` (from 1) at the state it is given, for one sequence (1, T)."""
+    wanted = sorted(set(loops))
+    for loop in wanted or [None]:
+        check_int("loops", loop, 1)
+    before = {step.loop: step.previous.detach() for step in model.loop(token_ids, wanted[-1]) if step.loop in wanted}
+    return [jacobian_radius(make_loop_map(model, token_ids, loop - 1)[0], before[loop]) for loop in wanted]
 
-    ``jacobian_radii`` holds ρ(J) of each loop's map at the state that it is given.
+
+def monitor(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> dict:
+    """One line for the log: all of the above on a few chains, ρ(J) for the last (longest) of them alone.
+
+    ``jacobian_radius`` is that of the last loop's map: it costs far more than the rest together, and the
+    last loop is the closest to where the state comes to rest. ``loop_radii`` gives the other loops'.
     """
     few = Batch(*(tensor[-16:] for tensor in batch))
     chain = few.token_ids[-1:, : int(few.answer_positions[-1]) + 1]
-    radii = []
-    for step in model.loop(chain, n_loops):
-        loop_map, _ = make_loop_map(model, chain, step.loop - 1)
-        radii.append(jacobian_radius(loop_map, step.previous))
     return {
         "decay_radius": decay_radius(model),
-        "jacobian_radii": radii,
+        "jacobian_radius": loop_radii(model, chain, [n_loops])[0],
         "residuals": residuals(model, few, n_loops),
         "gradient_norms": gradient_norms(model, train, few, n_loops),
     }

@@ -215,17 +215,18 @@ GROUPS = {"2–5 digits": group({1: 0.9, 4: 1.0, 8: 1.0}), "6–8 digits": group
 LENGTH_ROWS = [make_row(n, k, min(100, 20 * k), 100) for n in (2, 5, 9) for k in (1, 2, 4)]
 RECORDS = [
     {
-        "step": step, "decay_radius": 0.45, "jacobian_radii": [1.2, radius],
+        "step": step, "decay_radius": 0.45, "jacobian_radius": radius,
         "residuals": [0.7, 0.1], "gradient_norms": [0.1, 0.2],
     }
     for step, radius in ((10, 0.7), (20, 0.8), (30, 1.3))
 ]  # fmt: skip
+RADII = [1.4, 0.9, 0.7, 0.6]
 FIGURES = {
     "loop_scaling": lambda **title: plots.loop_scaling(GROUPS, trained_loops=(1, 4), chance=CHANCE, **title),
     "loops_by_length": lambda **title: plots.loops_by_length(LENGTH_ROWS, **title),
     "loops_by_length, needed": lambda **title: plots.loops_by_length(LENGTH_ROWS, needed={2: 1, 5: 3, 9: 7}, **title),
-    "stability": lambda **title: plots.stability(RECORDS, **title),
-    "stability, one record": lambda **title: plots.stability(RECORDS[:1], **title),
+    "stability": lambda **title: plots.stability(RECORDS, RADII, **title),
+    "stability, one record": lambda **title: plots.stability(RECORDS[:1], RADII, **title),
 }
 every_figure = pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
 
@@ -300,14 +301,20 @@ def test_line_of_needed_loops_lies_left_of_the_first_count_that_is_enough():
 
 @pytest.mark.parametrize(("records", "said"), [(RECORDS, "1.30, above 1"), (RECORDS[:2], "0.80, below 1")])
 def test_stability_title_says_on_which_side_of_one_the_loop_ends(records, said):
-    title = plots.stability(records).get_suptitle()
+    title = plots.stability(records, RADII).get_suptitle()
     assert "0.45" in title
     assert title.endswith(said)
 
 
 def test_stability_draws_first_middle_and_last_record():
-    labels = [text.get_text() for text in plots.stability(RECORDS).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in plots.stability(RECORDS, RADII).axes[0].get_legend().get_texts()]
     assert labels == ["step 10", "step 20", "step 30"]
+
+
+def test_stability_draws_the_radius_of_each_loop_after_training():
+    (line, *_) = plots.stability(RECORDS, RADII).axes[2].lines
+    assert list(line.get_xdata()) == [1, 2, 3, 4]
+    assert list(line.get_ydata()) == RADII
 
 
 def test_plots_import_neither_torch_nor_pyplot():
@@ -339,7 +346,7 @@ def test_sweep_of_damaged_weights_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda: plots.loop_scaling({}, trained_loops=(4, 4), chance=0.1), lambda: plots.stability([])]
+    "draw", [lambda: plots.loop_scaling({}, trained_loops=(4, 4), chance=0.1), lambda: plots.stability([], RADII)]
 )
 def test_nothing_to_draw_is_an_error(draw):
     with pytest.raises(ValueError, match=r"groups must hold 1 to 6 lines|no records to draw"):

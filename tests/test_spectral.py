@@ -26,6 +26,7 @@ from mythos_lite.spectral import (
     jacobian_radius,
     largest_singular_value,
     make_loop_map,
+    loop_radii,
     monitor,
     residuals,
 )
@@ -364,19 +365,28 @@ def test_monitor_is_finite_json_with_one_value_per_loop(config, train):
     line = monitor(build(config, torch.float32), train, draw(), 3)
     assert json.loads(json.dumps(line, allow_nan=False)) == line
     assert 0 < line["decay_radius"] < 1
-    assert {len(line[name]) for name in ("jacobian_radii", "residuals", "gradient_norms")} == {3}
-    assert all(radius > 0 for radius in line["jacobian_radii"])
+    assert {len(line[name]) for name in ("residuals", "gradient_norms")} == {3}
+    assert line["jacobian_radius"] > 0
 
 
 @everywhere
-def test_monitor_radii_are_those_of_each_loop_on_the_longest_chain(config):
+def test_loop_radii_are_those_of_each_map_at_its_state_and_the_monitor_logs_the_last(config):
     model, batch = build(config, torch.float32), draw(size=24)
     chain = batch.token_ids[-1:, : batch.n_digits[-1] + 2]
     by_hand = [
         jacobian_radius(make_loop_map(model, chain, step.loop - 1)[0], step.previous, method="exact")
         for step in model.loop(chain, 3)
     ]
-    assert monitor(model, LAST, batch, 3)["jacobian_radii"] == pytest.approx(by_hand)
+    assert loop_radii(model, chain, [3, 1, 2]) == pytest.approx(by_hand)
+    assert loop_radii(model, chain, [2]) == pytest.approx(by_hand[1:2])
+    assert monitor(model, LAST, batch, 3)["jacobian_radius"] == pytest.approx(by_hand[-1])
+
+
+@pytest.mark.parametrize("loops", [[], [0], [-1, 2], [1.5], [True]])
+def test_loop_radii_refuse_what_is_no_loop(loops):
+    model = build(SMALL)
+    with pytest.raises(ValueError, match="loops must be a whole number, 1 or more"):
+        loop_radii(model, draw().token_ids[-1:], loops)
 
 
 @pytest.mark.parametrize("name", ["lti", "mla, experts, full attention", "loop index, adapter, act"])
@@ -396,10 +406,11 @@ def test_monitor_leaves_gradients_weights_mode_and_generator_alone(name):
 
 def test_monitor_works_where_gradients_are_off():
     model, batch = build(SMALL, torch.float32), draw()
-    expected = monitor(model, LAST, batch, 2)["jacobian_radii"]
+    chain = batch.token_ids[-1:]
+    expected = loop_radii(model, chain, [1])
     with torch.no_grad():
-        loop_map, e = make_loop_map(model, batch.token_ids[-1:])
-        assert jacobian_radius(loop_map, e) == pytest.approx(expected[0])
+        loop_map, e = make_loop_map(model, chain)
+        assert [jacobian_radius(loop_map, e)] == loop_radii(model, chain, [1]) == pytest.approx(expected)
 
 
 def test_monitor_takes_a_batch_of_one():
