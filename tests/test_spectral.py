@@ -25,8 +25,8 @@ from mythos_lite.spectral import (
     jacobian,
     jacobian_radius,
     largest_singular_value,
-    make_loop_map,
     loop_radii,
+    make_loop_map,
     monitor,
     residuals,
 )
