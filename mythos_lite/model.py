@@ -38,9 +38,6 @@ from mythos_lite.injection import make_injection
 from mythos_lite.layers import rms_norm
 from mythos_lite.moe import RouterStats, SparseMoE
 
-INITIAL_STD = 0.02
-"""For every matrix and embedding, as in GPT (Radford et al. 2018, §4.1)."""
-
 
 class LoopStep(NamedTuple):
     """One turn of the loop."""
@@ -48,7 +45,7 @@ class LoopStep(NamedTuple):
     loop: int
     """Number of loops done, from 1."""
     previous: Tensor
-    """(B, T, D) h_{t−1}; e at the first loop."""
+    """(B, T, D) h_{t−1}, with its noise if there is any; e at the first loop."""
     state: Tensor
     """(B, T, D) h_t."""
     output: Tensor
@@ -117,21 +114,22 @@ class RecurrentDepthTransformer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Every initial value in one place. Seed torch before building the model to repeat them."""
+        std = self.config.initial_std
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INITIAL_STD)
+                nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.RMSNorm):
                 module.reset_parameters()
             elif isinstance(module, MultiHeadLatentAttention):
                 for weight in (module.key_up, module.value_up):
-                    nn.init.normal_(weight, std=INITIAL_STD)
+                    nn.init.normal_(weight, std=std)
             elif isinstance(module, SparseMoE):
                 nn.init.zeros_(module.bias)
                 for weight in (module.gate, module.up, module.down):
-                    nn.init.normal_(weight, std=INITIAL_STD)
-        nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
+                    nn.init.normal_(weight, std=std)
+        nn.init.normal_(self.embedding.weight, std=std)
         self.injection.reset_parameters()
         if self.config.depth_lora_rank:
             nn.init.normal_(self.depth_lora_scale)
@@ -148,7 +146,8 @@ class RecurrentDepthTransformer(nn.Module):
     ) -> Iterator[LoopStep]:
         """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops.
 
-        ``noise`` (B, T, D), in units of e's root mean square per token, disturbs the state it starts from.
+        ``noise`` (L, B, T, D) disturbs the states that the first L loops are given, in units of each state's
+        root mean square per token; L may be smaller than ``n_loops``.
         """
         n_loops = self.check_input(token_ids, n_loops, cache)
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
@@ -156,8 +155,10 @@ class RecurrentDepthTransformer(nn.Module):
         act = ActState(self.config.act_threshold) if self.halting is not None else None
 
         e = self.encode(token_ids, positions, cache)
-        h = e if noise is None else e + noise * e.detach().square().mean(dim=-1, keepdim=True).sqrt()
+        h = e
         for t in range(n_loops):
+            if noise is not None and t < len(noise):
+                h = h + noise[t] * h.detach().square().mean(dim=-1, keepdim=True).sqrt()
             previous = h
             h, routing = self.step(h, e, t, positions, cache, counted)
             output = h if act is None else act.update(self.halting(h), h)
@@ -372,7 +373,7 @@ class RecurrentDepthTransformer(nn.Module):
         """(D,) sinusoid of the loop number on the first 2·(D // 16) channels, zero on the others."""
         half = self.config.d_model // 16
         rates = 10_000.0 ** (-torch.arange(half, device=h.device, dtype=torch.float32) / half)
-        signal = torch.cat([torch.sin(t * rates), torch.cos(t * rates)]) * INITIAL_STD
+        signal = torch.cat([torch.sin(t * rates), torch.cos(t * rates)]) * self.config.initial_std
         return nn.functional.pad(signal, (0, self.config.d_model - 2 * half)).to(h.dtype)
 
     def _depth_lora(self, x: Tensor, t: int) -> Tensor:

@@ -35,7 +35,7 @@ TRAIN_INTS = {
     **dict.fromkeys(("log_every", "checkpoint_every", "n_train_chains"), 1),
     **dict.fromkeys(("warmup_steps", "seed"), 0),
 }
-NULLABLE = ("pad_token_id", "window", "n_train_chains")
+NULLABLE = ("pad_token_id", "window", "n_train_chains", "initializer_range")
 
 
 def rejection(make, **changes) -> str:
@@ -79,6 +79,7 @@ def test_train_whole_numbers_are_checked(field):
     [
         (ModelConfig, "rope_theta", (1.0, 0.5, -10.0, math.inf)),
         (ModelConfig, "act_threshold", (0.0, -0.1, 1.0001, math.inf)),
+        (ModelConfig, "initializer_range", (0.0, -0.1, math.inf)),
         (TrainConfig, "lr", (0.0, -1e-3, math.inf)),
         (TrainConfig, "clip_norm", (0.0, -1.0, math.inf)),
         (TrainConfig, "eps", (0, 0.0, 1e-13, -1e-9, math.inf)),
@@ -91,7 +92,7 @@ def test_train_whole_numbers_are_checked(field):
     ],
 )
 def test_numbers_are_checked(make, field, out_of_range):
-    for value in (*out_of_range, *NOT_NUMBERS):
+    for value in (*out_of_range, *(value for value in NOT_NUMBERS if value is not None or field not in NULLABLE)):
         assert_names(rejection(make, **{field: value}), field, value)
 
 
@@ -175,6 +176,7 @@ def test_checks_name_the_argument_they_are_given():
         {"window": 1, "n_prelude_layers": 0, "n_coda_layers": 0, "n_loops": 1},
         {"act_threshold": 1.0, "halting": "act"},
         {"act_threshold": 1, "rope_theta": 2},
+        {"initializer_range": 0.02},
         {"d_model": 16, "loop_index_embedding": True},
         {"n_heads": 32, "n_kv_heads": 32},
         {**MLA, "n_heads": 5},

@@ -1,5 +1,6 @@
 """The whole model: its loop, what it refuses, its parts against their formulas, and generation."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -13,9 +14,10 @@ from torch.nn import functional as F
 
 from mythos_lite import ConvergenceExit, ModelConfig, RecurrentDepthTransformer
 from mythos_lite.attention import make_positions
+from mythos_lite.config import mod7_moe_model
 from mythos_lite.halting import ActHalting, ActState, answer_change
 from mythos_lite.injection import MIN_RATE, AdditiveInjection, LTIInjection, make_injection
-from mythos_lite.model import INITIAL_STD, Trace
+from mythos_lite.model import Trace
 
 VOCAB, PAD, LENGTH = 10, 9, 8
 MLA = {
@@ -261,6 +263,15 @@ def test_the_seed_of_torch_decides_every_initial_value(variant):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("wanted", [None, 0.02])
+def test_matrices_and_embeddings_start_at_the_initializer_range(wanted):
+    """0.079 is √(2 / (5·64))."""
+    config = dataclasses.replace(mod7_moe_model(), initializer_range=wanted)
+    for name, p in RecurrentDepthTransformer(config).named_parameters():
+        if p.ndim >= 2 and not name.startswith("injection."):
+            assert p.std().item() == pytest.approx(wanted or 0.079, rel=0.15), name
+
+
 @pytest.mark.parametrize("variant", ["everything", "additive"])
 def test_reset_parameters_sets_every_parameter_and_buffer(variant):
     model = RecurrentDepthTransformer(make_config(variant))
@@ -345,7 +356,7 @@ def test_the_loop_index_embedding_is_a_sinusoid_on_the_first_eighth_of_the_chann
     for t, x in zip((0, 1, 5, 40), seen, strict=True):
         rates = [10_000 ** (-i / 4) for i in range(4)]
         signal = [math.sin(t * rate) for rate in rates] + [math.cos(t * rate) for rate in rates]
-        expected = INITIAL_STD * torch.tensor(signal + [0.0] * 56)
+        expected = model.config.initial_std * torch.tensor(signal + [0.0] * 56)
         assert_close(x - driven, expected.expand_as(x), 1e-5)
 
 
@@ -747,17 +758,22 @@ def test_generation_takes_no_gradient():
 # ---------------------------------------------------------------- where the loop starts
 
 
-def test_the_loop_starts_from_e_and_with_noise_from_e_plus_noise_of_its_size():
-    torch.manual_seed(0)
-    model = RecurrentDepthTransformer(ModelConfig())
-    ids = torch.tensor([[7, 1, 2, 8]])
+def test_the_loop_starts_from_e():
+    model, ids = RecurrentDepthTransformer(ModelConfig()), torch.tensor([[7, 1, 2, 8]])
     e = model.encode(ids, make_positions(model.config, 4, None, ids.device))
-    noise = torch.randn(1, 4, model.config.d_model)
-    plain, noisy = next(model.loop(ids, 1)), next(model.loop(ids, 1, noise=noise))
-    assert torch.equal(plain.previous, e)
-    size = e.square().mean(dim=-1, keepdim=True).sqrt()
-    torch.testing.assert_close((noisy.previous - e) / size, noise)
-    assert not torch.allclose(plain.state, noisy.state)
+    assert torch.equal(next(model.loop(ids, 1)).previous, e)
+
+
+@pytest.mark.parametrize("n_noisy", [1, 2, 3])
+def test_noise_disturbs_the_states_that_the_first_loops_are_given_in_their_own_size(n_noisy):
+    torch.manual_seed(0)
+    model, ids = RecurrentDepthTransformer(ModelConfig()), torch.tensor([[7, 1, 2, 8]])
+    noise = torch.randn(n_noisy, 1, 4, model.config.d_model)
+    given = next(model.loop(ids, 1)).previous  # e
+    for step, disturbance in zip(model.loop(ids, 3, noise=noise), [*noise, *[0.0] * 3], strict=False):
+        size = given.square().mean(dim=-1, keepdim=True).sqrt()
+        torch.testing.assert_close(step.previous, given + disturbance * size)
+        given = step.state
 
 
 def test_damaged_weights_are_an_error_when_generating():
