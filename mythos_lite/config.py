@@ -327,7 +327,7 @@ def mod7_moe_model() -> ModelConfig:
 
 def fixed_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
     """Chains of 2–5 digits, four loops in every batch, loss at the last: the training that the tutorial describes."""
-    return mod7_model(), TrainConfig(seed=seed, initial_noise=2.0, ema_decay=0.99)
+    return mod7_model(), TrainConfig(seed=seed, steps=2400, initial_noise=2.0, ema_decay=0.99)
 
 
 def hold_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
@@ -335,7 +335,10 @@ def hold_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
 
     Three or four loops at random: five digits need three, and the fourth is there to be held through.
     """
-    train = TrainConfig(seed=seed, steps=4000, min_digits=1, min_loops=3, loss="from_needed", ema_decay=0.999)
+    train = TrainConfig(
+        seed=seed, steps=3600, min_digits=1, min_loops=3, initial_noise=0.3, state_noise=0.3,
+        loss="from_needed", ema_decay=0.999,
+    )  # fmt: skip
     return mod7_model(), train
 
 
