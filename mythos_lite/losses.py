@@ -41,7 +41,7 @@ def chain_loss(
 ) -> tuple[Tensor, Tensor, list[LoopStep]]:
     """Loss (), logits (B, V) at EQ after the last loop, and every step of the loop.
 
-    ``noise`` (L, B, T, D) disturbs the states that loops are given, as in ``RecurrentDepthTransformer.loop``.
+    ``noise`` (B, T, D) disturbs the state that the loop starts from, as in ``RecurrentDepthTransformer.loop``.
     """
     loops, weights = supervised_loops(model.config, train, n_loops, batch.n_digits.cpu())
     steps = list(model.loop(batch.token_ids, n_loops, noise=noise))

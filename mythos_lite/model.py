@@ -45,7 +45,7 @@ class LoopStep(NamedTuple):
     loop: int
     """Number of loops done, from 1."""
     previous: Tensor
-    """(B, T, D) h_{t−1}, with its noise if there is any; e at the first loop."""
+    """(B, T, D) h_{t−1}; e, or e and its noise, at the first loop."""
     state: Tensor
     """(B, T, D) h_t."""
     output: Tensor
@@ -146,8 +146,7 @@ class RecurrentDepthTransformer(nn.Module):
     ) -> Iterator[LoopStep]:
         """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops.
 
-        ``noise`` (L, B, T, D) disturbs the states that the first L loops are given, in units of each state's
-        root mean square per token; L may be smaller than ``n_loops``.
+        ``noise`` (B, T, D), in units of e's root mean square per token, disturbs the state it starts from.
         """
         n_loops = self.check_input(token_ids, n_loops, cache)
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
@@ -155,10 +154,8 @@ class RecurrentDepthTransformer(nn.Module):
         act = ActState(self.config.act_threshold) if self.halting is not None else None
 
         e = self.encode(token_ids, positions, cache)
-        h = e
+        h = e if noise is None else e + noise * e.detach().square().mean(dim=-1, keepdim=True).sqrt()
         for t in range(n_loops):
-            if noise is not None and t < len(noise):
-                h = h + noise[t] * h.detach().square().mean(dim=-1, keepdim=True).sqrt()
             previous = h
             h, routing = self.step(h, e, t, positions, cache, counted)
             output = h if act is None else act.update(self.halting(h), h)

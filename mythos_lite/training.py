@@ -72,7 +72,7 @@ class TrainStep(NamedTuple):
     batch: Batch
     n_loops: int
     noise: Tensor | None
-    """(L, B, T, D), for the states that the first L loops are given."""
+    """(B, T, D), for the state that the loop starts from."""
 
 
 class StepStream:
@@ -92,16 +92,10 @@ class StepStream:
             batch = self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator)
         else:
             batch = self._from_pool(step)
-        return TrainStep(batch, n_loops, self._noise(batch.token_ids.shape, n_loops, generator))
-
-    def _noise(self, shape: torch.Size, n_loops: int, generator: torch.Generator) -> Tensor | None:
-        config = self.config
-        if not (config.initial_noise or config.state_noise):
-            return None
-        noise = torch.randn(n_loops if config.state_noise else 1, *shape, self.d_model, generator=generator)
-        noise[0] *= config.initial_noise
-        noise[1:] *= config.state_noise
-        return noise
+        noise = None
+        if config.initial_noise:
+            noise = config.initial_noise * torch.randn(*batch.token_ids.shape, self.d_model, generator=generator)
+        return TrainStep(batch, n_loops, noise)
 
     def _from_pool(self, step: int) -> Batch:
         """The step's part of its epoch's order."""

@@ -37,7 +37,6 @@ EXPERTS = dataclasses.replace(TINY, n_experts=3, n_experts_per_token=1, n_shared
 ADAPTER = dataclasses.replace(TINY, depth_lora_rank=2, halting="act")
 SHORT = TrainConfig(
     initial_noise=1.0,
-    state_noise=0.3,
     steps=10,
     batch_size=8,
     log_every=3,
@@ -526,16 +525,11 @@ def test_batch_of_a_step_depends_on_nothing_but_seed_and_step():
     assert not torch.equal(expected[0][0].token_ids, expected[1][0].token_ids)
 
 
-@pytest.mark.parametrize(("initial", "state"), [(0.5, 0.0), (0.0, 0.5), (2.0, 0.25)])
-def test_noise_has_the_asked_sizes(initial, state):
-    config = dataclasses.replace(SHORT, initial_noise=initial, state_noise=state, batch_size=500, min_loops=3)
-    batch, _, noise = StepStream(TASK, config, 16).at(0)
-    assert noise.shape == (3 if state else 1, *batch.token_ids.shape, 16)
-    assert [loop.std().item() for loop in noise] == pytest.approx([initial, state, state][: len(noise)], rel=0.02)
-
-
-def test_no_noise_is_drawn_where_none_is_asked_for():
-    assert StepStream(TASK, dataclasses.replace(SHORT, initial_noise=0.0, state_noise=0.0), 16).at(0).noise is None
+def test_noise_has_the_asked_size_and_none_means_none():
+    batch, _, noise = StepStream(TASK, dataclasses.replace(SHORT, initial_noise=0.5, batch_size=500), 16).at(0)
+    assert noise.shape == (*batch.token_ids.shape, 16)
+    assert noise.std().item() == pytest.approx(0.5, rel=0.02)
+    assert StepStream(TASK, dataclasses.replace(SHORT, initial_noise=0.0), 16).at(0).noise is None
 
 
 def test_loop_counts_cover_their_range():
