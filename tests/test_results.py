@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from mythos_lite import ChainTask, ConvergenceExit, RecurrentDepthTransformer
 from mythos_lite.checkpoint import SHIPPED, WEIGHTS_FILE, shipped_names
 from mythos_lite.data import make_generator
-from mythos_lite.evaluation import pool, sweep
+from mythos_lite.evaluation import expert_shares, pool, sweep
 from mythos_lite.report import seed_table, summary_table
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +79,7 @@ def test_results_readme_shows_every_seed():
     assert seed_table(RESULTS) in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["mod7"])
+@pytest.mark.parametrize("name", ["mod7", "mod7-experts"])
 def test_shipped_checkpoint_is_small_and_loads(name):
     assert name in shipped_names()
     assert (SHIPPED / name / WEIGHTS_FILE).stat().st_size < 1_000_000
@@ -86,13 +87,21 @@ def test_shipped_checkpoint_is_small_and_loads(name):
     assert not model.training
 
 
-@pytest.mark.parametrize("name", ["mod7"])
+@pytest.mark.parametrize("name", ["mod7", "mod7-experts"])
 def test_shipped_checkpoint_does_what_its_result_says(name):
     model = RecurrentDepthTransformer.from_pretrained(name)
     rows = sweep(model, TASK, [5, 8], [2, 8, 32], n_chains=200, seed=3)
     accuracy = {(row["n_digits"], row["n_loops"]): row["accuracy"] for row in rows}
     assert accuracy[8, 2] < 0.3
     assert min(accuracy[5, 8], accuracy[8, 8], accuracy[8, 32]) > 0.97
+
+
+def test_no_expert_of_the_trained_model_is_starved_or_swamped():
+    model = RecurrentDepthTransformer.from_pretrained("mod7-experts")
+    shares = torch.tensor(expert_shares(model, TASK, [2, 3, 4, 5], 4, n_chains=200)).mean(dim=0)
+    fair = 1 / model.config.n_experts
+    assert shares.min() > fair / 2
+    assert shares.max() < fair * 2
 
 
 def test_early_exit_keeps_the_answers_and_saves_loops_also_while_decoding():
