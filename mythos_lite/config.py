@@ -330,7 +330,8 @@ def fixed_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
 def hold_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
     """The training that teaches the model to hold its answer: loss from the needed loop on, to the last.
 
-    Three or four loops at random: five digits need three, and the fourth is there to be held through.
+    Three or four loops at random: five digits need three, and the fourth is there to be held through. The
+    initial scale is the one that its results were measured with.
     """
     train = TrainConfig(seed=seed, steps=4000, min_digits=1, min_loops=3, loss="from_needed", ema_decay=0.999)
     return dataclasses.replace(mod7_model(), initializer_range=0.02), train

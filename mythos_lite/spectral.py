@@ -156,8 +156,8 @@ def loop_radii(model: RecurrentDepthTransformer, token_ids: Tensor, loops: Itera
 def monitor(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> dict:
     """One line for the log: all of the above on a few chains, ρ(J) for the last (longest) of them alone.
 
-    ``jacobian_radius`` is that of the last loop's map: it costs far more than the rest together, and the
-    last loop is the closest to where the state comes to rest. ``loop_radii`` gives the other loops'.
+    ``jacobian_radius`` is that of the last loop's map, the closest to where the state comes to rest: those of
+    all loops would cost far more than the rest together. ``loop_radii`` gives them.
     """
     few = Batch(*(tensor[-16:] for tensor in batch))
     chain = few.token_ids[-1:, : int(few.answer_positions[-1]) + 1]
