@@ -24,12 +24,12 @@ def measure(name: str) -> tuple[float, float, int]:
     model_config, config = recipe(name, seed=10)
     model = build_model(model_config, config.seed)
     optimizer = make_optimizer(model, config)
-    stream = StepStream(ChainTask(), config, model_config.d_model)
+    stream = StepStream(ChainTask(), config)
     steps, monitors = [], []
     for round_ in range(ROUNDS + WARM_UP):
-        batch, n_loops, noise = stream.at(round_)
+        batch, n_loops = stream.at(round_)
         started = time.perf_counter()
-        loss, _, _ = chain_loss(model, config, batch, n_loops, noise)
+        loss, _, _ = chain_loss(model, config, batch, n_loops)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -37,14 +37,11 @@ def supervised_loops(
 
 
 def chain_loss(
-    model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int, noise: Tensor | None = None
+    model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int
 ) -> tuple[Tensor, Tensor, list[LoopStep]]:
-    """Loss (), logits (B, V) at EQ after the last loop, and every step of the loop.
-
-    ``noise`` (B, T, D) disturbs the state that the loop starts from, as in ``RecurrentDepthTransformer.loop``.
-    """
+    """Loss (), logits (B, V) at EQ after the last loop, and every step of the loop."""
     loops, weights = supervised_loops(model.config, train, n_loops, batch.n_digits.cpu())
-    steps = list(model.loop(batch.token_ids, n_loops, noise=noise))
+    steps = list(model.loop(batch.token_ids, n_loops))
     outputs = torch.cat([steps[loop - 1].output for loop in loops])  # (L·B, T, D)
     logits = answer_logits(model, outputs, batch.answer_positions.repeat(len(loops)))  # (L·B, V)
     nll = F.cross_entropy(logits, batch.answers.repeat(len(loops)), reduction="none")

@@ -6,11 +6,15 @@ name here                symbol and source
 ``e``                    e, the input encoded once by the prelude; Huginn (Geiping et al.
                          2025, §3), Parcae (Prairie et al. 2026)
 ``h``                    h_t (Huginn: s_t), the state after t loops; h_0 is noise in Huginn and
-                         Parcae, here e, with noise on it in training
-``step``                 one loop: h_t = injection(h_{t−1}, e, R)
+                         Parcae, here e
+``step``                 one loop: h_t = tanh(injection(h_{t−1}, e, R))
 ``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024
 ``loop_index_embedding``  sinusoid of the loop number on the first eighth of the channels
 =======================  =================================================================
+
+The tanh is not in these papers. It drives the channels of the state to ±1, where a small error shrinks
+instead of adding up; saturation is what lets a recurrent network follow a finite automaton on sequences
+of any length (Omlin & Giles 1996). ``state_activation="none"`` takes it out.
 
 The last two are OpenMythos' and off by default. Deviation: its loop sinusoid has amplitude 1 and
 swamps token embeddings that start at .02; here it starts at the embeddings' own scale.
@@ -45,7 +49,7 @@ class LoopStep(NamedTuple):
     loop: int
     """Number of loops done, from 1."""
     previous: Tensor
-    """(B, T, D) h_{t−1}; e, or e and its noise, at the first loop."""
+    """(B, T, D) h_{t−1}; e at the first loop."""
     state: Tensor
     """(B, T, D) h_t."""
     output: Tensor
@@ -137,24 +141,14 @@ class RecurrentDepthTransformer(nn.Module):
 
     # ---------------------------------------------------------------- the loop
 
-    def loop(
-        self,
-        token_ids: Tensor,
-        n_loops: int | None = None,
-        cache: Cache | None = None,
-        noise: Tensor | None = None,
-    ) -> Iterator[LoopStep]:
-        """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops.
-
-        ``noise`` (B, T, D), in units of e's root mean square per token, disturbs the state it starts from.
-        """
+    def loop(self, token_ids: Tensor, n_loops: int | None = None, cache: Cache | None = None) -> Iterator[LoopStep]:
+        """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops."""
         n_loops = self.check_input(token_ids, n_loops, cache)
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
         counted = None if self.config.pad_token_id is None else token_ids != self.config.pad_token_id
         act = ActState(self.config.act_threshold) if self.halting is not None else None
 
-        e = self.encode(token_ids, positions, cache)
-        h = e if noise is None else e + noise * e.detach().square().mean(dim=-1, keepdim=True).sqrt()
+        h = e = self.encode(token_ids, positions, cache)
         for t in range(n_loops):
             previous = h
             h, routing = self.step(h, e, t, positions, cache, counted)
@@ -188,7 +182,8 @@ class RecurrentDepthTransformer(nn.Module):
             return x + self._depth_lora(x, t) if self.config.depth_lora_rank else x
 
         signal = self._loop_signal(t, h) if self.config.loop_index_embedding else 0.0
-        return self.injection(h, e, core, signal), tuple(routing)
+        h = self.injection(h, e, core, signal)
+        return (torch.tanh(h) if self.config.state_activation == "tanh" else h), tuple(routing)
 
     def read_out(self, h: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
         """Coda and head: state (B, T, D) → logits (B, T, V). With a cache it may be called after every loop."""

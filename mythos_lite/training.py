@@ -71,15 +71,13 @@ class TrainStep(NamedTuple):
 
     batch: Batch
     n_loops: int
-    noise: Tensor | None
-    """(B, T, D), for the state that the loop starts from."""
 
 
 class StepStream:
-    """Batch, loop count and noise of any step, from the seed and the step alone."""
+    """Batch and loop count of any step, from the seed and the step alone."""
 
-    def __init__(self, task: ChainTask, config: TrainConfig, d_model: int) -> None:
-        self.task, self.config, self.d_model = task, config, d_model
+    def __init__(self, task: ChainTask, config: TrainConfig) -> None:
+        self.task, self.config = task, config
         self.pool = None
         if config.n_train_chains is not None:
             generator = make_generator(config.seed, _POOL)
@@ -92,10 +90,7 @@ class StepStream:
             batch = self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator)
         else:
             batch = self._from_pool(step)
-        noise = None
-        if config.initial_noise:
-            noise = config.initial_noise * torch.randn(*batch.token_ids.shape, self.d_model, generator=generator)
-        return TrainStep(batch, n_loops, noise)
+        return TrainStep(batch, n_loops)
 
     def _from_pool(self, step: int) -> Batch:
         """The step's part of its epoch's order."""
@@ -132,7 +127,7 @@ def train(
         raise ValueError(f"the model is in {other.pop()}; train in float32 and convert it afterwards, with .to()")
     _check_fit(model.config, task, config)
     device = model.embedding.weight.device
-    stream = StepStream(task, config, model.config.d_model)
+    stream = StepStream(task, config)
     optimizer = make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
     state = RunState(model, task, config, optimizer, average, folder)
@@ -146,12 +141,12 @@ def train(
         range(first, config.steps), initial=first, total=config.steps, disable=hidden, desc="training", unit="step"
     )
     for step in bar:
-        batch, n_loops, noise = stream.at(step)
-        batch, noise = batch.to(device), None if noise is None else noise.to(device)
+        batch, n_loops = stream.at(step)
+        batch = batch.to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
 
-        loss, logits, steps = chain_loss(model, config, batch, n_loops, noise)
+        loss, logits, steps = chain_loss(model, config, batch, n_loops)
         if not torch.isfinite(loss):
             raise NonFiniteError(_explain(steps, step, n_loops, state))
         optimizer.zero_grad(set_to_none=True)

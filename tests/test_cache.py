@@ -60,7 +60,7 @@ def in_pieces(model: RecurrentDepthTransformer, ids: Tensor, sizes: list[int], n
 
 
 def assert_close(got: Tensor, expected: Tensor) -> None:
-    assert expected.abs().max() > 1.0
+    assert expected.abs().max() > 0.5
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 

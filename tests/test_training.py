@@ -36,7 +36,6 @@ TINY = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16, n_loops=3)
 EXPERTS = dataclasses.replace(TINY, n_experts=3, n_experts_per_token=1, n_shared_experts=1, d_expert=8)
 ADAPTER = dataclasses.replace(TINY, depth_lora_rank=2, halting="act")
 SHORT = TrainConfig(
-    initial_noise=1.0,
     steps=10,
     batch_size=8,
     log_every=3,
@@ -501,7 +500,7 @@ def test_dense_records_hold_no_expert_load():
 
 @pytest.mark.parametrize(("n_chains", "batch_size"), [(20, 5), (21, 8), (3, 8)])
 def test_each_epoch_visits_every_chain_of_a_fixed_set_once(n_chains, batch_size):
-    stream = StepStream(TASK, dataclasses.replace(SHORT, n_train_chains=n_chains, batch_size=batch_size), 16)
+    stream = StepStream(TASK, dataclasses.replace(SHORT, n_train_chains=n_chains, batch_size=batch_size))
     wanted = Counter(map(tuple, stream.pool.token_ids.tolist()))
     per_epoch = -(-n_chains // batch_size)
     orders = []
@@ -515,25 +514,17 @@ def test_each_epoch_visits_every_chain_of_a_fixed_set_once(n_chains, batch_size)
 
 
 def test_batch_of_a_step_depends_on_nothing_but_seed_and_step():
-    one, other = (StepStream(TASK, SHORT, 16) for _ in range(2))
+    one, other = (StepStream(TASK, SHORT) for _ in range(2))
     expected = [one.at(step) for step in range(5)]
     for step in (3, 0, 4):
-        batch, n_loops, noise = other.at(step)
+        batch, n_loops = other.at(step)
         assert n_loops == expected[step].n_loops
-        assert torch.equal(noise, expected[step].noise)
         assert all(torch.equal(a, b) for a, b in zip(batch, expected[step][0], strict=True))
     assert not torch.equal(expected[0][0].token_ids, expected[1][0].token_ids)
 
 
-def test_noise_has_the_asked_size_and_none_means_none():
-    batch, _, noise = StepStream(TASK, dataclasses.replace(SHORT, initial_noise=0.5, batch_size=500), 16).at(0)
-    assert noise.shape == (*batch.token_ids.shape, 16)
-    assert noise.std().item() == pytest.approx(0.5, rel=0.02)
-    assert StepStream(TASK, dataclasses.replace(SHORT, initial_noise=0.0), 16).at(0).noise is None
-
-
 def test_loop_counts_cover_their_range():
-    stream = StepStream(TASK, dataclasses.replace(SHORT, min_loops=2, max_loops=4), 16)
+    stream = StepStream(TASK, dataclasses.replace(SHORT, min_loops=2, max_loops=4))
     assert {stream.at(step)[1] for step in range(60)} == {2, 3, 4}
 
 
