@@ -14,9 +14,9 @@ import torch
 
 from mythos_lite import __version__
 from mythos_lite.config import RECIPES, check_int
-from mythos_lite.experiment import run_experiment
+from mythos_lite.experiment import run_experiment, run_folder
 from mythos_lite.report import seed_table, summary_table
-from mythos_lite.training import NonFiniteError
+from mythos_lite.training import STATE_FILE, NonFiniteError
 
 EXPERIMENT_EXAMPLES = """\
 recipes:
@@ -29,7 +29,7 @@ examples:
   python -m mythos_lite experiment --recipe hold --seed 3 --out runs/hold-3
   python -m mythos_lite experiment --quick          # under a minute, to see that it runs
 
-An interrupted run goes on when the same command is given again.
+An interrupted run goes on from the last saved step when the same command is given again.
 """
 
 
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a bar gets a question mark
             stream.reconfigure(errors="replace")
+    folder = None
     try:
         if args.command == "table":
             results = [_read_result(Path(name)) for name in args.files]
@@ -82,9 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check_int("threads", args.threads, 1)
         torch.set_num_threads(args.threads)
-        run_experiment(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick, device=args.device)
+        folder = run_folder(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick)
+        run_experiment(args.recipe, args.seed, out=folder, experts=args.experts, quick=args.quick, device=args.device)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last saved step", file=sys.stderr)
+        saved = folder is not None and (folder / STATE_FILE).exists()
+        what_now = "the same command goes on from the last saved step" if saved else "nothing had been saved yet"
+        print(f"\ninterrupted; {what_now}", file=sys.stderr)
         return 130
     except (ValueError, OSError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -96,7 +100,7 @@ def _read_result(path: Path) -> dict:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         seed_table([result])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError) as error:
         raise ValueError(f"{path} is not the sweep.json of a finished run") from error
     return result
 

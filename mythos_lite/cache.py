@@ -32,6 +32,8 @@ class Cache:
     it is filled for, ``None`` before its first use. ``loops_run`` is the most loops that were really run
     for one of its tokens, fewer than ``n_loops`` after early exits. Under a sliding window only the last
     window − 1 positions are kept, which is all that later tokens can see.
+
+    A cache belongs to one model: configurations are compared, weights are not.
     """
 
     def __init__(self) -> None:

@@ -28,6 +28,7 @@ FORMAT = "mythos-lite"
 VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHIPPED = Path(__file__).parent / "checkpoints"
 
 
@@ -51,11 +52,12 @@ def write_files(contents: dict[Path, bytes]) -> None:
         for path, content in contents.items():
             staged[path] = _stage(path, content)
         for path, temporary in staged.items():
-            before = path.read_bytes() if path.exists() else None
+            replaced[path] = path.read_bytes() if path.exists() else None
             os.replace(temporary, path)
-            replaced[path] = before
     except BaseException:
         for path, before in replaced.items():
+            if staged[path].exists():  # not moved yet
+                continue
             if before is None:
                 path.unlink(missing_ok=True)
             else:
@@ -102,11 +104,23 @@ def _fingerprint(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def find_flaw(tensors: dict[str, Tensor]) -> str | None:
+    """Why these cannot be weights, if so: of a type that is not in ``WEIGHT_TYPES``, of several, or not finite."""
+    first = next(iter(tensors.values())).dtype if tensors else None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHT_TYPES:
+            return f"the weight {name!r} is {tensor.dtype}, not one of {', '.join(map(str, WEIGHT_TYPES))}"
+        if tensor.dtype != first:
+            return f"the weight {name!r} is {tensor.dtype} while others are {first}; weights must be of one type"
+        if not torch.isfinite(tensor).all():
+            return f"the weight {name!r} holds values that are not finite"
+    return None
+
+
 def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: dict[str, Tensor], notes: dict) -> Path:
     """Write configuration, tensors and ``notes`` (plain JSON values) into ``folder``; return it."""
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"the weight {name!r} holds values that are not finite; nothing was written")
+    if flaw := find_flaw(tensors):
+        raise ValueError(f"{flaw}; nothing was written")
     content = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "notes": notes}
     metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(content)}
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
@@ -135,15 +149,18 @@ def read_checkpoint(folder_or_name: str | os.PathLike) -> tuple[ModelConfig, dic
             names = ", ".join(repr(name) for name in shipped_names()) or "none"
             raise CheckpointError(f"{str(folder_or_name)!r} is neither a folder nor a shipped checkpoint ({names})")
         folder = SHIPPED / str(folder_or_name)
-    config, content = _read_config(folder / CONFIG_FILE)
+    try:
+        config, content = _read_config(folder / CONFIG_FILE)
+        fingerprint = _fingerprint(content)
+    except RecursionError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is nested too deeply") from error
     tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} was not written by {FORMAT}")
-    if metadata.get("config") != _fingerprint(content):
+    if metadata.get("config") != fingerprint:
         raise CheckpointError(f"{folder / WEIGHTS_FILE} belongs to another configuration than {folder / CONFIG_FILE}")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{folder / WEIGHTS_FILE}: the weight {name!r} holds values that are not finite")
+    if flaw := find_flaw(tensors):
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {flaw}")
     return config, tensors, content["notes"]
 
 
@@ -167,14 +184,12 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict]:
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
-    """``CheckpointError`` unless both have the same names and shapes, and what was found are floats."""
+    """``CheckpointError`` unless both have the same names and shapes."""
     if missing := sorted(set(expected) - set(found)):
         raise CheckpointError(f"{where}: the weight {missing[0]!r} is missing")
     if unknown := sorted(set(found) - set(expected)):
         raise CheckpointError(f"{where}: the weight {unknown[0]!r} is not part of this model")
     for name, tensor in expected.items():
-        if not found[name].is_floating_point():
-            raise CheckpointError(f"{where}: the weight {name!r} holds {found[name].dtype}, not floating-point numbers")
         if found[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{where}: the weight {name!r} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"

@@ -115,8 +115,8 @@ class ModelConfig(_Config):
 
     injection: str = "lti"
     state_activation: str = "tanh"
-    """Applied to the state after every loop. ``"tanh"`` keeps it in (−1, 1) and drives channels to the ends, where
-    small errors die out; with ``"none"`` they add up from loop to loop."""
+    """Applied to the state after every loop. ``"tanh"`` keeps it in [−1, 1] (float32 reaches the ends) and drives
+    channels there, where small errors die out; with ``"none"`` they add up from loop to loop."""
     loop_index_embedding: bool = False
     depth_lora_rank: int = 0
     """Rank of the depth-wise adapter. 0: none. It holds ``n_loops`` scales; later loops reuse the last."""

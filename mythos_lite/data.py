@@ -90,10 +90,10 @@ class ChainTask:
         return self.n_symbols + 3
 
     def _check_chains(self, chains: Tensor) -> None:
-        if chains.ndim != 2 or chains.shape[1] == 0 or chains.is_floating_point():
-            raise ValueError(
-                f"chains must be whole numbers of shape (B, n) with n ≥ 1, not {tuple(chains.shape)} {chains.dtype}"
-            )
+        known = isinstance(chains, Tensor)
+        if not known or chains.ndim != 2 or chains.shape[1] == 0 or chains.is_floating_point():
+            kind = f"{tuple(chains.shape)} {chains.dtype}" if known else type(chains).__name__
+            raise ValueError(f"chains must be a tensor of whole numbers of shape (B, n) with n ≥ 1, not {kind}")
         if chains.numel() and (chains.min() < 0 or chains.max() >= self.n_symbols):
             raise ValueError(
                 f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}"

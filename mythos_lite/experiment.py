@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, make_folder, read_checkpoint, write_files
-from mythos_lite.config import mod7_moe_model, recipe
+from mythos_lite.config import TrainConfig, mod7_moe_model, recipe
 from mythos_lite.data import ChainTask
 from mythos_lite.evaluation import evaluation_chains, expert_shares, sweep
 from mythos_lite.model import RecurrentDepthTransformer
@@ -66,7 +66,7 @@ def run_experiment(
     ``experts`` trains the model with latent attention and sparse experts in place of the dense one.
 
     Raises:
-        ValueError: for an unknown recipe or device, or a folder that holds another run.
+        ValueError: for an unknown recipe or device, or a folder that holds another run or has no name.
         OSError: for a folder that cannot be written.
         NonFiniteError: when training blows up.
     """
@@ -78,15 +78,19 @@ def run_experiment(
         model_config = mod7_moe_model()
     plan = PLANS[recipe_name]
     if quick:
-        train_config = dataclasses.replace(train_config, steps=QUICK_STEPS, log_every=QUICK_STEPS // 2)
+        train_config = _shorten(train_config)
         plan = dataclasses.replace(plan, n_chains=100)
     device = _find_device(device)
-    notes = {"recipe": recipe_name, "experts": experts, "seed": seed, "quick": quick, "train": train_config.to_dict()}
-    name = f"{recipe_name}{'-experts' if experts else ''}-seed{seed}{'-quick' if quick else ''}"
-    folder = Path(out if out is not None else Path("runs") / name)
+    notes = {
+        "recipe": recipe_name, "experts": experts, "seed": seed, "quick": quick,
+        "model": model_config.to_dict(), "train": train_config.to_dict(),
+    }  # fmt: skip
+    folder = run_folder(recipe_name, seed, out=out, experts=experts, quick=quick)
     _refuse_other_run(folder, notes)
     make_folder(folder)
     resumed = (folder / STATE_FILE).exists()
+    if not resumed and (folder / CONFIG_FILE).exists():
+        say(f"{folder} holds this run, finished; it is trained again and replaced")
 
     task = ChainTask()
     model = build_model(model_config, seed, device)
@@ -115,14 +119,33 @@ def run_experiment(
     sweep_text = json.dumps(result, indent=1) + "\n"
     pictures = figures(result, history, model_config)
     write_files({folder / SWEEP_FILE: sweep_text.encode(), **{folder / name: png for name, png in pictures.items()}})
-    (folder / STATE_FILE).unlink(missing_ok=True)
 
     say(format_table(result))
     say(format_chart(result))
     say(f"final loss {result['final_loss']:.4f}; training {seconds['training']:.0f} s, sweep {seconds['sweep']:.0f} s")
     written = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, SWEEP_FILE, *pictures)
     say(f"written to {folder}: {', '.join(written)}")
+    (folder / STATE_FILE).unlink(missing_ok=True)
     return result
+
+
+def run_folder(
+    recipe_name: str, seed: int, *, out: str | os.PathLike | None = None, experts: bool = False, quick: bool = False
+) -> Path:
+    """Where ``run_experiment`` writes: ``out``, or a folder in ``runs`` that is named after the run."""
+    if out is not None and not os.fspath(out):
+        raise ValueError(f"out={out!r} is not possible: name a folder, or leave it out for one in runs/")
+    name = f"{recipe_name}{'-experts' if experts else ''}-seed{seed}{'-quick' if quick else ''}"
+    return Path("runs") / name if out is None else Path(out)
+
+
+def _shorten(config: TrainConfig) -> TrainConfig:
+    """The same training in ``QUICK_STEPS`` steps; warm-up and checkpoint interval shrink in proportion."""
+    share = QUICK_STEPS / config.steps
+    return dataclasses.replace(
+        config, steps=QUICK_STEPS, warmup_steps=round(share * config.warmup_steps), log_every=QUICK_STEPS // 2,
+        checkpoint_every=max(1, round(share * config.checkpoint_every)),
+    )  # fmt: skip
 
 
 def _measure(model: RecurrentDepthTransformer, task: ChainTask, plan: SweepPlan, n_loops: int) -> dict:
@@ -164,7 +187,7 @@ def _command(notes: dict, device: torch.device) -> list[str]:
 
 
 def _refuse_other_run(folder: Path, notes: dict) -> None:
-    """``ValueError`` if ``folder`` holds the finished run of another recipe, seed or training."""
+    """``ValueError`` if ``folder`` holds the finished run of another recipe, seed, model or training."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(folder)!r} is a file; choose a folder")
     if not (folder / CONFIG_FILE).exists():

@@ -13,7 +13,8 @@ name here       symbol and source
 
 ``LTIInjection`` is Parcae's: h' = R(Ā ⊙ h + B̄ e). ``AdditiveInjection`` is OpenMythos':
 h' = Ā ⊙ h + b ⊙ e + R(norm(h + e)), with a scalar Δ and a B that Δ does not scale; it is kept because
-the lessons compare the two.
+the lessons compare the two. What either returns is what the model then puts through ``state_activation``;
+the formulas are theirs with ``state_activation="none"``.
 
 Deviation from both: their Ā is below 1 on paper but rounds to exactly 1.0 in float32 where
 Δ·exp(a) < 3e-8, and in bfloat16 already below 2e-3. Here Ā = exp(−(1/128 + Δ·exp(a))), at most

@@ -47,7 +47,7 @@ def chain_loss(
     nll = F.cross_entropy(logits, batch.answers.repeat(len(loops)), reduction="none")
     loss = (nll * weights.flatten().to(nll.device)).sum()
     if train.ponder_cost:
-        read = batch.token_ids[:, : steps[-1].ponder_cost.shape[1]] != model.config.pad_token_id
+        read = batch.token_ids != model.config.pad_token_id
         loss = loss + train.ponder_cost * steps[-1].ponder_cost[read].mean()
     return loss, logits[-len(batch.answers) :].detach(), steps
 

@@ -272,6 +272,8 @@ class RecurrentDepthTransformer(nn.Module):
             check_int("top_k", top_k, 1, self.config.vocab_size)
         if eos_token_id is not None:
             check_int("eos_token_id", eos_token_id, 0, self.config.vocab_size - 1)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator or None, not {generator!r}")
         if self.config.pad_token_id is not None and (prompt_ids == self.config.pad_token_id).any():
             raise ValueError(
                 f"the prompt holds padding (token {self.config.pad_token_id}); "
@@ -304,7 +306,7 @@ class RecurrentDepthTransformer(nn.Module):
         ``notes`` (plain JSON values: recipe, seed, …) are kept in ``config.json``.
 
         Raises:
-            ValueError: for weights that are not finite.
+            ValueError: for weights that are not finite, or not all float32, all bfloat16 or all float16.
             OSError: for a folder that cannot be written.
         """
         return write_checkpoint(folder, self.config, self.state_dict(), notes)
@@ -347,6 +349,8 @@ class RecurrentDepthTransformer(nn.Module):
                 f"token_ids are on {token_ids.device} and the model on {self.embedding.weight.device}; "
                 "move one of them with .to()"
             )
+        if cache is not None and not isinstance(cache, Cache):
+            raise ValueError(f"cache must be a Cache or None, not {cache!r}")
         low, high = token_ids.min().item(), token_ids.max().item()
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(

@@ -120,10 +120,14 @@ def stability(records: Sequence[dict], radii: Sequence[float], *, title: str | N
     """Residual (top) and radius (bottom), over the loops (left) and over training (right).
 
     ``records`` are those that ``train`` returns; of their residuals over the loops the first, a middle and the
-    last are drawn. ``radii`` are ρ(J) of loops 1, 2, … after training, from ``spectral.loop_radii``.
+    last are drawn. They were taken from the weights before averaging. ``radii`` are ρ(J) of loops 1, 2, …
+    after training, from ``spectral.loop_radii``; the title speaks of the one at the loop count of training.
     """
     if not records:
         raise ValueError("there are no records to draw")
+    trained = len(records[-1]["residuals"])
+    if len(radii) < trained:
+        raise ValueError(f"radii must go up to loop {trained}, the loop count of training, not to {len(radii)}")
     figure = Figure(figsize=(9.6, 6.4), layout="constrained", dpi=130)
     (residual_loops, residual_steps), (radius_loops, radius_steps) = figure.subplots(2, 2)
     shown = [records[i] for i in sorted({0, (len(records) - 1) // 2, len(records) - 1})]
@@ -154,18 +158,17 @@ def stability(records: Sequence[dict], radii: Sequence[float], *, title: str | N
     for axes in (residual_steps, radius_steps):
         axes.set_xlabel("training step")
     residual_loops.set_title("How much each loop changes the state", fontsize=10)
-    residual_steps.set_title("… over training", fontsize=10)
+    residual_steps.set_title("… over training, weights before averaging", fontsize=10)
     radius_loops.set_title("Whole loop: below 1 small errors die out", fontsize=10)
-    radius_steps.set_title("… over training", fontsize=10)
+    radius_steps.set_title("… over training, weights before averaging", fontsize=10)
     for axes in figure.axes:
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    last = records[-1]
-    radius = last["jacobian_radius"]
+    radius = radii[trained - 1]
     side = "above" if radius >= 1 else "below"
+    decay = f"Training ends at ρ(Ā) = {records[-1]['decay_radius']:.2f}"
     figure.suptitle(
-        title or f"ρ(Ā) ends at {last['decay_radius']:.2f}, the whole loop's radius at {radius:.2f}, {side} 1",
-        fontsize=11,
+        title or f"{decay}; after it the whole loop's radius at loop {trained} is {radius:.2f}, {side} 1", fontsize=11
     )
     return figure
 

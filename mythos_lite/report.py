@@ -94,6 +94,9 @@ def _tables(results: Sequence[dict], *, per_seed: bool) -> str:
         counts = [row["n_loops"] for row in next(iter(grouped_rows(same[0]).values()))]
         if len({(str(r["groups"]), str(sorted({row["n_loops"] for row in r["rows"]}))) for r in same}) > 1:
             raise ValueError(f"the results of recipe {name} were swept over different lengths or loops")
+        seeds = [result["seed"] for result in same]
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise ValueError(f"there are two results of recipe {name}, seed {twice[0]}; give each once")
         lines += [
             "",
             f"**{name}**, {_seeds(same)}, trained on {same[0]['groups'][0][-1]} digits at most; columns are loops",

@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mythos_lite.checkpoint import CheckpointError, check_tensors, make_folder, read_tensors, write_files
+from mythos_lite.checkpoint import CheckpointError, check_tensors, find_flaw, make_folder, read_tensors, write_files
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.data import Batch, ChainTask, make_generator
 from mythos_lite.losses import chain_loss
 from mythos_lite.model import RecurrentDepthTransformer
+from mythos_lite.provenance import source_hash
 from mythos_lite.spectral import monitor
 
 STATE_FILE = "training.safetensors"
@@ -34,7 +36,7 @@ _STEPS, _POOL, _EPOCHS, _WEIGHTS = range(4)  # streams of a seed
 
 
 class NonFiniteError(ArithmeticError):
-    """The loss or its gradient stopped being a number."""
+    """The loss, its gradient or the weights stopped being numbers."""
 
 
 def default_device() -> torch.device:
@@ -118,9 +120,9 @@ def train(
     ``progress`` is shown unless the environment variable CI is set.
 
     Raises:
-        NonFiniteError: when loss or gradient is not finite; says at which step and loop. The last
-            good checkpoint stays.
-        CheckpointError: when the folder holds the state of another run.
+        NonFiniteError: when loss, gradient or weights are not finite; says at which step and loop. The
+            last good checkpoint stays.
+        CheckpointError: when the folder holds the state of another run or of other code, or a damaged one.
         ValueError: when model, task and training do not fit together.
     """
     if other := {p.dtype for p in model.parameters()} - {torch.float32}:
@@ -187,12 +189,14 @@ class RunState:
 
     def __init__(self, model, task, config, optimizer, average, folder) -> None:
         self.model, self.optimizer, self.average = model, optimizer, average
+        self.config = config
         self.folder = make_folder(folder) if folder is not None else None
         identity = {
             "model": model.config.to_dict(),
             "train": config.to_dict(),
             "modulus": task.modulus,
             "symbols": task.n_symbols,
+            "source": source_hash(),
         }
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.saved_at: int | None = None
@@ -209,6 +213,9 @@ class RunState:
         return {**weights, **moments, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
 
     def save(self, step: int, history: list[dict]) -> None:
+        """Replace the file; ``NonFiniteError`` before that if a tensor is not finite."""
+        if not all(torch.isfinite(tensor).all() for tensor in self.tensors().values()):
+            raise NonFiniteError(f"the weights are not finite after step {step}; {self.describe()}")
         metadata = {"run": self.identity, "step": str(step), "history": json.dumps(history)}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         write_files({self.folder / STATE_FILE: save(tensors, metadata)})
@@ -222,15 +229,33 @@ class RunState:
         saved, metadata = read_tensors(path)
         if metadata.get("run") != self.identity:
             raise CheckpointError(
-                f"{path} is the state of another run; choose another folder, or remove the file to start anew"
+                f"{path} is the state of another run, or of another version of the code; "
+                "choose another folder, or remove the file to start anew"
             )
+        step, history = self._read_progress(metadata, path)
+        if flaw := find_flaw(saved):
+            raise CheckpointError(f"{path}: {flaw}")
         self._create_moments()
         check_tensors(saved, self.tensors(), where=str(path))
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 tensor.copy_(saved[name])
-        self.saved_at = int(metadata["step"])
-        return self.saved_at, json.loads(metadata["history"])
+        self.saved_at = step
+        return step, history
+
+    def _read_progress(self, metadata: dict[str, str], path: Path) -> tuple[int, list[dict]]:
+        """Step and history; ``CheckpointError`` unless they are those of a run with this configuration."""
+        try:
+            step, history = int(metadata["step"]), json.loads(metadata["history"])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} has no readable step and history") from error
+        if not 1 <= step <= self.config.steps:
+            raise CheckpointError(f"{path}: its step is {step}; this run goes from 1 to {self.config.steps}")
+        logged = [s for s in range(1, step + 1) if s % self.config.log_every == 0 or s == self.config.steps]
+        known = isinstance(history, list) and all(isinstance(record, dict) for record in history)
+        if not known or [record.get("step") for record in history] != logged:
+            raise CheckpointError(f"{path}: its history is not a list with a record of each step that was logged")
+        return step, history
 
     def _create_moments(self) -> None:
         """Let the optimiser make its moments, which it does at its first step: one without effect."""

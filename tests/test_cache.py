@@ -174,6 +174,14 @@ def test_a_cache_of_another_model_is_refused():
         make_model(window=None)(tokens(), n_loops=3, cache=cache)
 
 
+@pytest.mark.parametrize("wrong", [{}, [], False, Cache], ids=str)
+def test_what_is_no_cache_is_refused(wrong):
+    model = make_model()
+    for call in (lambda: model(tokens(), cache=wrong), lambda: next(model.loop(tokens(), 1, wrong))):
+        with pytest.raises(ValueError, match="cache must be a Cache or None, not"):
+            call()
+
+
 def test_an_empty_cache_takes_any_loop_count_and_batch():
     for n_loops, batch in ((1, 3), (5, 1)):
         cache = Cache()

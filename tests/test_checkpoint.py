@@ -62,7 +62,7 @@ def saved(tmp_path):
 # ---------------------------------------------------------------- round trip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_loaded_model_computes_the_same_logits(config, dtype, tmp_path):
     model = scrambled(config).to(dtype)
@@ -197,6 +197,22 @@ SPOILT = {
         with_weights(lambda t: t.update({name: tensor.long() for name, tensor in t.items()})),
         "saved.*int64",
     ),
+    "weights are float64": (
+        with_weights(lambda t: t.update({name: tensor.double() for name, tensor in t.items()})),
+        f"{WEIGHTS_FILE}.*torch.float64, not one of torch.float32, torch.bfloat16, torch.float16",
+    ),
+    "weights are float8": (
+        with_weights(lambda t: t.update({name: tensor.to(torch.float8_e4m3fn) for name, tensor in t.items()})),
+        f"{WEIGHTS_FILE}.*float8_e4m3fn, not one of",
+    ),
+    "weights are of two types": (
+        with_weights(lambda t: t.update({"norm.weight": t["norm.weight"].bfloat16()})),
+        f"{WEIGHTS_FILE}.*weights must be of one type",
+    ),
+    "config is nested too deeply": (
+        write(CONFIG_FILE, b'{"format": ' + b"[" * 100_000),
+        f"{CONFIG_FILE} is nested too deeply",
+    ),
     "config is garbage": (write(CONFIG_FILE, b"\xff\xfe{"), f"{CONFIG_FILE} is not JSON"),
     "config is cut short": (truncate(CONFIG_FILE, 0.5), f"{CONFIG_FILE} is not JSON"),
     "config is empty": (write(CONFIG_FILE, b""), f"{CONFIG_FILE} is not JSON"),
@@ -303,6 +319,37 @@ def test_failed_write_leaves_the_old_content_and_no_temporary_file(function, tmp
     assert contents(tmp_path) == {"file": b"old"}
     write_files({path: b"new"})
     assert contents(tmp_path) == {"file": b"new"}
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_interrupt_just_after_a_file_was_moved_leaves_all_or_none(old, interrupted_after, tmp_path, monkeypatch):
+    paths = [tmp_path / "one", tmp_path / "two"]
+    if old is not None:
+        write_files(dict.fromkeys(paths, old))
+    before = contents(tmp_path)
+    real, moved = os.replace, []
+
+    def interrupted(*arguments):
+        real(*arguments)
+        moved.append(arguments)
+        if len(moved) == interrupted_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_files(dict.fromkeys(paths, b"new"))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("convert", [lambda m: m.double(), lambda m: m.norm.bfloat16()], ids=["float64", "mixed"])
+def test_types_that_could_not_be_loaded_are_not_saved(convert, saved):
+    before = contents(saved)
+    model = scrambled(seed=1)
+    convert(model)
+    with pytest.raises(ValueError, match=r"torch\.float64|torch\.bfloat16.*one type.*nothing was written"):
+        model.save_pretrained(saved)
+    assert contents(saved) == before
 
 
 def test_weights_that_are_not_finite_are_not_saved(saved):

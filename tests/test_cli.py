@@ -98,6 +98,16 @@ def test_quick_run_writes_its_five_files_where_no_folder_is_named(tmp_path, monk
     assert len((tmp_path / "runs/fixed-seed0-quick/metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_quick_run_warms_up_and_is_saved_in_its_few_steps(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, KeyboardInterrupt())
+        assert call("--quick", "--out", tmp_path) == 130
+    assert (tmp_path / "training.safetensors").exists()
+    assert call("--quick", "--out", tmp_path) == 0
+    train = result_in(tmp_path)["train"]
+    assert [train[name] for name in ("steps", "warmup_steps", "checkpoint_every", "log_every")] == [4, 1, 1, 2]
+
+
 def test_run_prints_its_table_and_chart_and_names_its_files(tmp_path, capsys):
     assert call("--out", tmp_path) == 0
     out = capsys.readouterr().out
@@ -120,8 +130,10 @@ def test_files_of_a_run_fit_together(finished):
     assert result["rows"] == sweep(model, ChainTask(), (2, 3, 4), PLAN.loops, n_chains=PLAN.n_chains)
     assert (result["groups"], result["trained_loops"]) == ([[2, 3], [4]], [4, 4])
     assert result["chance"] == pytest.approx(1 / 7)
-    train = tiny_recipe()[1]
-    notes = {"recipe": "fixed", "experts": False, "seed": 0, "quick": False, "train": train.to_dict()}
+    train = tiny_recipe()[1].to_dict()
+    notes = {
+        "recipe": "fixed", "experts": False, "seed": 0, "quick": False, "model": TINY.to_dict(), "train": train
+    }  # fmt: skip
     assert read_checkpoint(finished)[2] == notes
     assert {name: result[name] for name in notes} == notes
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
@@ -158,13 +170,15 @@ def test_recorded_command_gives_the_same_run_again(flags, tmp_path):
 def test_run_with_experts_has_them_and_their_shares(tmp_path):
     assert call("--experts", "--out", tmp_path) == 0
     result = result_in(tmp_path)
-    assert RecurrentDepthTransformer.from_pretrained(tmp_path).config.n_experts == 2
+    assert RecurrentDepthTransformer.from_pretrained(tmp_path).config.n_experts == result["model"]["n_experts"] == 2
     assert [sum(shares) for shares in result["expert_shares"]] == pytest.approx([1.0] * 4)
 
 
-def test_same_command_may_run_again_and_gives_the_same(finished, tmp_path):
-    for _ in range(2):
+def test_same_command_may_run_again_says_so_and_gives_the_same(finished, tmp_path, capsys):
+    warning = f"{tmp_path} holds this run, finished; it is trained again and replaced\n"
+    for again in (False, True):
         assert call("--out", tmp_path) == 0
+        assert capsys.readouterr().out.startswith(warning) == again
     assert same_weights(finished, tmp_path)
     assert result_in(tmp_path)["rows"] == result_in(finished)["rows"]
     for name in ("config.json", "metrics.jsonl", "loop_scaling.png"):
@@ -182,6 +196,15 @@ def test_folder_of_another_run_is_refused_and_left_alone(flags, finished, capsys
     assert captured.err.startswith("error: ")
     assert "another run (recipe fixed, seed 0)" in captured.err
     assert captured.out == ""
+    assert contents(finished) == before
+
+
+def test_folder_of_the_same_recipe_with_another_model_is_refused_and_left_alone(finished, monkeypatch, capsys):
+    changed = dataclasses.replace(TINY, state_activation="none")
+    monkeypatch.setitem(config.RECIPES, "fixed", lambda seed: (changed, tiny_recipe(seed)[1]))
+    before = contents(finished)
+    assert call("--out", finished) == 2
+    assert "another run (recipe fixed, seed 0): its model is" in capsys.readouterr().err
     assert contents(finished) == before
 
 
@@ -206,6 +229,7 @@ def test_folder_of_another_run_that_is_not_finished_is_refused_and_left_alone(tm
         (["--threads", "0"], r"threads=0"),
         (["--seed", "-1"], r"seed=-1"),
         (["--seed", str(2**32)], rf"seed={2**32}"),
+        (["--out", ""], r"out='' is not possible: name a folder"),
         (["--out", "file"], r"'file' is a file"),
         (["--out", "file/below"], r"cannot write into this folder.*file/below"),
         (["--out", "foreign"], r"foreign holds files that are not a finished run.*config\.json"),
@@ -263,6 +287,12 @@ def test_interrupted_run_says_so_and_the_same_command_goes_on(finished, tmp_path
     assert same_weights(finished, tmp_path)
     assert result_in(tmp_path)["rows"] == result_in(finished)["rows"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_run_interrupted_before_its_first_checkpoint_says_that_nothing_was_saved(tmp_path, monkeypatch, capsys):
+    interrupt(monkeypatch, KeyboardInterrupt(), step=2)
+    assert call("--out", tmp_path) == 130
+    assert capsys.readouterr().err == "\ninterrupted; nothing had been saved yet\n"
 
 
 def test_run_that_fails_after_training_does_not_train_again(finished, tmp_path, monkeypatch, capsys):
@@ -325,6 +355,14 @@ def test_table_prints_each_seed_and_their_mean_as_markdown(finished, second_seed
     assert each[5][2:5] == [f"{accuracy:.3f}" for accuracy in four[1]]
 
 
+def test_table_with_the_same_run_twice_is_an_error(finished, capsys):
+    capsys.readouterr()
+    assert main(["table", *[str(finished / "sweep.json")] * 2]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: there are two results of recipe fixed, seed 0; give each once\n"
+    assert captured.out == ""
+
+
 def without(*path):
     def change(result):
         for key in path[:-1]:
@@ -356,7 +394,7 @@ def test_table_of_a_spoilt_result_is_an_error_that_names_the_file(change, finish
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff", b"[]", b"{}", b"null"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff", b"[]", b"{}", b"null", b"[" * 100_000])
 def test_table_of_a_file_that_is_no_result_is_an_error_that_names_it(content, tmp_path, capsys):
     if content is not None:
         (tmp_path / "file.json").write_bytes(content)

@@ -303,6 +303,28 @@ def test_published_models_have_the_published_number_of_parameters(attention, cou
     assert model.n_parameters() == sum(p.numel() for p in model.parameters()) == count
 
 
+@pytest.mark.parametrize("attention", ["mla", "gqa"])
+def test_published_model_is_the_published_one_field_by_field(attention):
+    expected = {
+        "vocab_size": 64, "max_seq_len": 32, "pad_token_id": 9,
+        "d_model": 128, "n_heads": 4, "attention": attention, "window": None, "rope_theta": 500_000.0,
+        "n_kv_heads": 2 if attention == "gqa" else None,
+        **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 32 if attention == "mla" else None),
+        **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 16 if attention == "mla" else None),
+        "d_ff": 170, "n_experts": 4, "n_experts_per_token": 2, "n_shared_experts": 2, "d_expert": 64,
+        "n_prelude_layers": 1, "n_core_layers": 1, "n_coda_layers": 1, "n_loops": 8,
+        "injection": "additive", "state_activation": "none", "loop_index_embedding": True, "depth_lora_rank": 8,
+        "halting": "act", "act_threshold": 0.99, "initializer_range": 0.02,
+    }  # fmt: skip
+    found = published_model(attention).to_dict()
+    assert found.keys() == expected.keys()
+    assert [field for field in expected if found[field] != expected[field]] == []
+
+
+def test_the_state_is_bounded_unless_a_model_says_otherwise():
+    assert ModelConfig().state_activation == "tanh"
+
+
 def test_published_model_rejects_other_attentions():
     assert_names(rejection(published_model, attention="mha"), "attention", "mha")
 

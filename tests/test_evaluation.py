@@ -299,11 +299,18 @@ def test_line_of_needed_loops_lies_left_of_the_first_count_that_is_enough():
     assert list(line.get_ydata()) == [-0.5, 0.5, 0.5, 1.5, 1.5, 2.5]
 
 
-@pytest.mark.parametrize(("records", "said"), [(RECORDS, "1.30, above 1"), (RECORDS[:2], "0.80, below 1")])
-def test_stability_title_says_on_which_side_of_one_the_loop_ends(records, said):
-    title = plots.stability(records, RADII).get_suptitle()
+@pytest.mark.parametrize(("radii", "said"), [(RADII, "0.90, below 1"), ([0.5, 1.1, 0.5], "1.10, above 1")])
+def test_stability_title_speaks_of_the_loop_count_of_training(radii, said):
+    title = plots.stability(RECORDS, radii).get_suptitle()
     assert "0.45" in title
-    assert title.endswith(said)
+    assert title.endswith(f"at loop 2 is {said}")
+
+
+def test_stability_says_which_panels_are_of_weights_before_averaging():
+    over_training = [
+        axes.get_title() for axes in plots.stability(RECORDS, RADII).axes if "training" in axes.get_xlabel()
+    ]
+    assert over_training == ["… over training, weights before averaging"] * 2
 
 
 def test_stability_draws_first_middle_and_last_record():
@@ -346,8 +353,13 @@ def test_sweep_of_damaged_weights_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda: plots.loop_scaling({}, trained_loops=(4, 4), chance=0.1), lambda: plots.stability([], RADII)]
+    ("draw", "named"),
+    [
+        (lambda: plots.loop_scaling({}, trained_loops=(4, 4), chance=0.1), "groups must hold 1 to 6 lines"),
+        (lambda: plots.stability([], RADII), "no records to draw"),
+        (lambda: plots.stability(RECORDS, RADII[:1]), "radii must go up to loop 2"),
+    ],
 )
-def test_nothing_to_draw_is_an_error(draw):
-    with pytest.raises(ValueError, match=r"groups must hold 1 to 6 lines|no records to draw"):
+def test_nothing_to_draw_is_an_error(draw, named):
+    with pytest.raises(ValueError, match=named):
         draw()

@@ -352,6 +352,7 @@ def test_the_state_is_the_tanh_of_what_it_would_be_without(injection):
     state, free = (m.step(h, e, 0, positions)[0] for m in (model, unbounded))
     assert free.abs().max() > 1
     assert_close(state, torch.tanh(free))
+    assert model.step(100 * h, e, 0, positions)[0].abs().max() == 1  # float32 reaches the ends
 
 
 def test_the_loop_index_embedding_is_a_sinusoid_on_the_first_eighth_of_the_channels():
@@ -673,6 +674,7 @@ def test_a_tiny_temperature_or_a_single_candidate_is_greedy(greedy):
         *(({"top_k": value}, "top_k=") for value in (0, -1, VOCAB + 1, 1.5, True)),
         *(({"max_new_tokens": value}, "max_new_tokens=") for value in (-1, 1.5, True, None)),
         *(({"eos_token_id": value}, "eos_token_id=") for value in (-1, VOCAB, 1.0, True)),
+        *(({"generator": value}, "generator must be a torch.Generator or None, not") for value in (3, "cpu", True)),
         ({"max_new_tokens": 24 - LENGTH + 1}, "25 tokens are more than max_seq_len=24"),
     ],
     ids=str,

@@ -265,11 +265,47 @@ def change_a_shape(tensors):
     tensors["model.norm.weight"] = torch.ones(3)
 
 
+@rewrite
+def spoil_a_weight(tensors):
+    tensors["model.norm.weight"][2] = torch.nan
+
+
+@rewrite
+def spoil_a_moment(tensors):
+    tensors["optimizer.norm.weight.exp_avg_sq"][2] = torch.inf
+
+
+@rewrite
+def change_a_type(tensors):
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].long()
+
+
+def with_metadata(**values):
+    """Other metadata; ``None`` takes an entry out."""
+
+    def spoil(path):
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        save_file(tensors, path, {k: v for k, v in {**metadata, **values}.items() if v is not None})
+
+    spoil.__name__ = ", ".join(f"{name} {str(value)[:20]}" for name, value in values.items())
+    return spoil
+
+
+DAMAGED_METADATA = [
+    *(with_metadata(step=value) for value in (None, "", "four", "4.0", "0", "-1", "11")),
+    *(with_metadata(history=value) for value in (None, "", "{}", "[]", "3", "[3]", '[{"step": 4}]', "[" * 100_000)),
+]
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [truncate, cut_header, empty, drop_a_weight, drop_a_moment, add_a_weight, change_a_shape],
+    [
+        truncate, cut_header, empty, drop_a_weight, drop_a_moment, add_a_weight, change_a_shape,
+        spoil_a_weight, spoil_a_moment, change_a_type, *DAMAGED_METADATA,
+    ],
     ids=lambda spoil: spoil.__name__,
-)
+)  # fmt: skip
 def test_spoiled_state_is_refused_and_the_model_left_alone(spoil, tmp_path):
     run(folder=tmp_path)
     spoil(tmp_path / STATE_FILE)
@@ -301,6 +337,13 @@ def test_state_of_another_run_is_refused_and_the_model_left_alone(model_config, 
         train(model, task, config, folder=tmp_path, progress=False)
     assert differing(weights(model), untouched) == []
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_state_of_other_code_is_refused(tmp_path, monkeypatch):
+    run(folder=tmp_path)
+    monkeypatch.setattr(training, "source_hash", lambda: "0123456789abcdef")
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*another version of the code"):
+        run(folder=tmp_path)
 
 
 def test_folder_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path, monkeypatch):
@@ -349,6 +392,17 @@ def test_last_good_state_outlives_a_run_that_blew_up(tmp_path):
     whole, expected = run()
     assert differing(weights(resumed), weights(whole)) == []
     assert history == expected
+
+
+@pytest.mark.parametrize(("every", "kept"), [(2, "the weights after step 4 are kept"), (6, "nothing had been saved")])
+def test_weights_that_are_not_finite_are_not_saved(every, kept, tmp_path):
+    model = build_model(TINY, seed=0)
+    with pytest.raises(NonFiniteError, match=f"the weights are not finite after step 6; {kept}"):
+        train(
+            model, TASK, dataclasses.replace(SHORT, checkpoint_every=every), folder=tmp_path, progress=False,
+            on_record=poison(model, "norm.weight"),
+        )  # fmt: skip
+    assert (tmp_path / STATE_FILE).exists() == (every == 2)
 
 
 def test_blow_up_without_a_folder_says_that_nothing_was_saved():
