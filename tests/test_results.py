@@ -79,6 +79,11 @@ def test_hold_keeps_its_answer_on_every_seed():
     assert worst(results, [32], 64) >= 0.97
 
 
+def test_the_whole_loop_is_stable_after_training_on_every_seed():
+    radii = [radius for result in of("fixed") + of("hold") for radius in result["jacobian_radii"]]
+    assert 0.4 < min(radii) <= max(radii) < 1
+
+
 def test_published_gains_nothing_from_loops_on_any_seed():
     for result in of("published"):
         at_one, *more = [row["accuracy"] for row in pool(result["rows"], [6, 7, 8])]
