@@ -1,0 +1,65 @@
+"""Figures with alternative text and a takeaway, and sliders that redraw one.
+
+A figure is drawn by a function ``draw(k) -> Figure`` that knows nothing of widgets, so that the slider and its
+static twin show the same picture and both can be tested.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
+
+DPI = 110
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file; it is closed, so that no notebook shows it a second time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def show(figure: Figure, *, alt: str, takeaway: str) -> None:
+    """Display a figure with its alternative text, and below it the one sentence to take away.
+
+    Raises:
+        ValueError: for an empty text, or a figure without a title.
+    """
+    for name, text in (("alt", alt), ("takeaway", takeaway)):
+        if not text.strip():
+            raise ValueError(f"{name} is empty; write what the figure shows")
+    if not any(axes.get_title() or axes.get_title("left") for axes in figure.axes) and not figure.get_suptitle():
+        raise ValueError("the figure has no title; say in it what to see")
+    display(Image(to_png(figure), alt=alt))
+    display(Markdown(f"*{takeaway}*"))
+
+
+def slider(draw: Callable[..., Figure], **ranges: tuple[int, int, int]):
+    """Sliders over whole numbers, ``name=(lowest, highest, start)``, with the figure that ``draw`` makes of them.
+
+    Returns an ``ipywidgets.VBox`` whose last child is the image. An error in ``draw`` is raised, not swallowed.
+    """
+    import ipywidgets  # here, because it is needed for nothing else
+
+    sliders = {}
+    for name, (low, high, first) in ranges.items():
+        if not low <= first <= high:
+            raise ValueError(f"{name}={(low, high, first)} is not possible: the start must lie in the range")
+        sliders[name] = ipywidgets.IntSlider(
+            value=first, min=low, max=high, description=name.replace("_", " "), continuous_update=False,
+            style={"description_width": "initial"},
+        )  # fmt: skip
+    image = ipywidgets.Image(format="png")
+
+    def redraw(_change: object = None) -> None:
+        image.value = to_png(draw(**{name: control.value for name, control in sliders.items()}))
+
+    for control in sliders.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([*sliders.values(), image])

@@ -1,0 +1,7 @@
+"""Exercises of lesson 6."""
+
+from __future__ import annotations
+
+from mythos_lite.lessons.exercise import Exercise
+
+EXERCISES: tuple[Exercise, ...] = ()
