@@ -19,7 +19,7 @@ def cached_numbers(n_layers: int, n_kv_heads: int, head_dim: int) -> int:
 
 
 def _fault_in_cached_numbers(answer: Callable) -> str | None:
-    for n_layers, n_kv_heads, head_dim in ((2, 5, 16), (80, 8, 128), (1, 1, 1)):
+    for n_layers, n_kv_heads, head_dim in ((3, 5, 16), (80, 8, 128), (1, 1, 1)):
         got, wanted = answer(n_layers, n_kv_heads, head_dim), cached_numbers(n_layers, n_kv_heads, head_dim)
         if fault := difference(got, wanted):
             if got == wanted / 2:
