@@ -1,16 +1,19 @@
 # Each target does its own set-up: a virtual environment in .venv with the versions of constraints.txt.
 PYTHON ?= python3
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
 INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment test lint lab clean
+.PHONY: help experiment test test-browser lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
 	@echo "make test         run the tests"
 	@echo "make lab          open the lessons in JupyterLab"
+	@echo "make test-browser run a lesson in JupyterLab in Chromium"
+	@echo "make notebooks    write badges and links, and execute the lessons again"
 	@echo "make lint         check style only"
 	@echo "make clean        remove the virtual environment and caches"
 	@echo "ARGS passes options on, as in: make experiment ARGS='--recipe hold --seed 3'"
@@ -20,6 +23,15 @@ experiment: $(VENV)/package
 
 test: $(VENV)/tests lint
 	$(IN_VENV) -m pytest -n 2 $(if $(ARGS),$(ARGS),--cov)
+	$(if $(ARGS),,CI=1 OMP_NUM_THREADS=1 $(IN_VENV) -m pytest --nbval --nbval-current-env -n 2 --dist loadscope notebooks)
+
+test-browser: $(VENV)/tests
+	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }
+	$(INSTALL) playwright
+	CHROMIUM=$(CHROMIUM) $(IN_VENV) -m pytest tests/browser
+
+notebooks: $(VENV)/tests
+	$(IN_VENV) notebooks/build.py --run all
 
 lint: $(VENV)/tests
 	$(IN_VENV) -m ruff check .
@@ -39,7 +51,7 @@ $(VENV)/package: $(VENV)/created pyproject.toml constraints.txt
 	@$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/tests: $(VENV)/package
+$(VENV)/tests: $(VENV)/lessons
 	@echo "Installing what the tests need"
 	@$(INSTALL) --editable ".[test]"
 	@touch $@

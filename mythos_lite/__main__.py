@@ -64,6 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="CPU threads; the matrices are small, more than two do not pay (default: %(default)s)",
     )  # fmt: skip
 
+    grade = commands.add_parser(
+        "grade",
+        help="run a lesson's notebook and count the exercises it solves",
+        description="Run a lesson's notebook from the top in a fresh kernel and print which exercises it solves. "
+        "The notebook is not changed.",
+    )
+    grade.add_argument("notebook", metavar="NOTEBOOK", help="for example notebooks/01_attention_variants.ipynb")
+
     table = commands.add_parser("table", help="print results as a Markdown table")
     table.add_argument("files", nargs="+", metavar="FILE", help="sweep.json files of finished runs")
     return parser
@@ -80,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = [_read_result(Path(name)) for name in args.files]
             print(f"Mean over seeds, worst seed in brackets\n\n{summary_table(results)}")
             print(f"Each seed\n\n{seed_table(results)}", end="")
+            return 0
+        if args.command == "grade":
+            from mythos_lite.lessons.grading import grade  # here, because it needs Jupyter
+
+            print(grade(args.notebook).report())
             return 0
         check_int("threads", args.threads, 1)
         torch.set_num_threads(args.threads)

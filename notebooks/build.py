@@ -26,12 +26,13 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 MANIFEST = FOLDER / "lessons.json"
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
 
-SETUP = '''\
+SETUP = """\
 # Setup. It works in Colab, in a clone and where the package is installed, and leaves torch as it is.
 import importlib.util
 import os
@@ -44,10 +45,11 @@ if importlib.util.find_spec("mythos_lite") is None:
     else:
         source = os.environ.get("MYTHOS_LITE_SOURCE", "git+https://github.com/{repository}")
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", source], check=True)
+        importlib.invalidate_caches()
 
 from mythos_lite.lessons import check, facts, predict, show, slider, solution, start
 
-device = start({number})'''
+device = start({number})"""
 
 
 def read_manifest() -> dict:
@@ -67,7 +69,9 @@ def notebook_path(lesson: dict) -> Path:
 
 
 def colab_url(manifest: dict, lesson: dict) -> str:
-    return f"https://colab.research.google.com/github/{manifest['repository']}/blob/main/notebooks/{lesson['file']}.ipynb"
+    return (
+        f"https://colab.research.google.com/github/{manifest['repository']}/blob/main/notebooks/{lesson['file']}.ipynb"
+    )
 
 
 def navigation(manifest: dict, index: int) -> str:
@@ -86,7 +90,7 @@ def header(manifest: dict, index: int) -> str:
     minutes = lesson["minutes"]
     return (
         f"# {index + 1}. {lesson['title']}\n\n"
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab_url(manifest, lesson)})\n\n"
+        f"[![Open in Colab]({BADGE})]({colab_url(manifest, lesson)})\n\n"
         f"**What you will learn**\n\n{learn}\n\n"
         f"**Prerequisites:** {lesson['prerequisites']}\n\n"
         f"**Time:** its cells run in about {minutes} minute{'s' if minutes > 1 else ''} on a CPU.\n\n"
@@ -118,8 +122,17 @@ def colab_links(manifest: dict) -> str:
     )  # fmt: skip
 
 
+def lesson_table(manifest: dict) -> str:
+    """The lessons as README lists them."""
+    rows = [
+        f"| {index} | [{one['title']}](notebooks/{one['file']}.ipynb) | {one['summary']} | {one['minutes']} |"
+        for index, one in enumerate(manifest["lessons"], start=1)
+    ]
+    return "\n".join(["| | lesson | | minutes |", "| --- | --- | --- | --- |", *rows, ""])
+
+
 def write_shared(manifest: dict) -> None:
-    """Put the shared cells into the notebooks there are, and write ``colab_links.md``."""
+    """Put the shared cells into the notebooks, the table into README, and write ``colab_links.md``."""
     for index, lesson in enumerate(manifest["lessons"]):
         path = notebook_path(lesson)
         notebook = nbformat.read(path, as_version=4)
@@ -128,6 +141,10 @@ def write_shared(manifest: dict) -> None:
                 cell.source = source
         write(path, notebook)
     (ROOT / "colab_links.md").write_text(colab_links(manifest), encoding="utf-8")
+    readme = ROOT / "README.md"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- lessons: begin -->\n")
+    _, end, after = rest.partition("<!-- lessons: end -->")
+    readme.write_text(before + begin + lesson_table(manifest) + end + after, encoding="utf-8")
 
 
 def write(path: Path, notebook: nbformat.NotebookNode) -> None:

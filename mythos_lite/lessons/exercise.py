@@ -70,4 +70,6 @@ def difference(got: object, wanted: object, tolerance: float = 1e-5) -> str | No
         got = got.item()
     if isinstance(got, bool) != isinstance(wanted, bool) or not isinstance(got, (int, float)):
         return f"it is {got!r}, and {'True or False' if isinstance(wanted, bool) else 'a number'} is asked for"
+    if isinstance(wanted, bool):
+        return None if got == wanted else f"it is {got} and should be {wanted}"
     return None if abs(got - wanted) <= tolerance * max(1.0, abs(wanted)) else f"it is {got:g} and should be {wanted:g}"

@@ -23,7 +23,9 @@ class Grade(NamedTuple):
         return sum(verdict.status == SOLVED for verdict in self.verdicts.values())
 
     def report(self) -> str:
-        lines = [f"{number}  {v.status:<7} {EXERCISES[number].title}: {v.message}" for number, v in self.verdicts.items()]
+        lines = [
+            f"{number}  {v.status:<7} {EXERCISES[number].title}: {v.message}" for number, v in self.verdicts.items()
+        ]
         lines += [f"a cell failed: {error}" for error in self.errors]
         return "\n".join([*lines, f"solved {self.solved} of {len(self.verdicts)}"])
 
@@ -41,7 +43,14 @@ def grade(path: str | os.PathLike) -> Grade:
     try:
         notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
         nbformat.validate(notebook)
-    except (nbformat.ValidationError, nbformat.reader.NotJSONError, UnicodeDecodeError, KeyError) as error:
+    except (
+        nbformat.ValidationError,
+        nbformat.reader.NotJSONError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise ValueError(f"{path} is not a Jupyter notebook: {str(error).splitlines()[0]}") from error
     sources = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     lessons = {number.partition(".")[0] for number in EXERCISES if f'check("{number}"' in sources}

@@ -43,12 +43,11 @@ def _fault_in_expand_kv(answer: Callable) -> str | None:
         kv = torch.randn(2, n_kv_heads, 3, 5, generator=torch.Generator().manual_seed(n_heads))
         got, wanted = answer(kv.clone(), n_heads), expand_kv(kv, n_heads)
         if fault := difference(got, wanted):
-            if isinstance(got, Tensor) and got.shape == wanted.shape:
-                if torch.equal(got, kv.repeat(1, n_heads // n_kv_heads, 1, 1)):
-                    return (
-                        "heads are in the order 0, 1, 0, 1, …; query heads of one group stand side by side, "
-                        "so the order must be 0, 0, …, 1, 1, …"
-                    )
+            if isinstance(got, Tensor) and torch.equal(got, kv.repeat(1, n_heads // n_kv_heads, 1, 1)):
+                return (
+                    "heads are in the order 0, 1, 0, 1, …; query heads of one group stand side by side, "
+                    "so the order must be 0, 0, …, 1, 1, …"
+                )
             return f"from {n_kv_heads} kv heads to {n_heads} heads: {fault}"
     return None
 

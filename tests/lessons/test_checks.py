@@ -17,7 +17,7 @@ for lesson in range(1, 7):
 def test_every_exercise_has_planted_answers():
     assert WRONG_ANSWERS.keys() == RIGHT_ANSWERS.keys() == EXERCISES.keys()
     assert all(len(answers) >= 3 for answers in WRONG_ANSWERS.values())
-    assert [number for number in EXERCISES] == sorted(EXERCISES)
+    assert list(EXERCISES) == sorted(EXERCISES)
     for lesson in range(1, 7):
         assert 3 <= sum(number.startswith(f"{lesson}.") for number in EXERCISES) <= 5
 

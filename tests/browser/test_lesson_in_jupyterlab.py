@@ -1,0 +1,96 @@
+"""A lesson in JupyterLab, in a real browser: run all cells, move the slider, see the figure change.
+
+Run by ``make test-browser``, which says where Chromium is (environment variable CHROMIUM). The screenshot
+stays in ``runs/browser.png``.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+if "CHROMIUM" not in os.environ:
+    pytest.skip("the environment variable CHROMIUM does not name a browser", allow_module_level=True)
+
+ROOT = Path(__file__).parents[2]
+LESSON = "01_attention_variants.ipynb"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+FIGURE = ".jupyter-widgets img"
+SECONDS = 180
+
+
+@pytest.fixture
+def server(tmp_path):
+    """JupyterLab over a copy of the notebooks; its address."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    log = tmp_path / "log"
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1",
+        "--IdentityProvider.token=lesson", f"--ServerApp.root_dir={tmp_path / 'notebooks'}",
+        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]  # fmt: skip
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "CI": "1"})
+    try:
+        yield wait_for_address(log)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def wait_for_address(log):
+    for _ in range(SECONDS):
+        if found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text()):
+            try:
+                urllib.request.urlopen(f"{found[0]}api", timeout=5)
+                return found[0]
+            except OSError:
+                pass
+        time.sleep(1)
+    raise AssertionError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+def test_lesson_runs_and_its_slider_redraws_the_figure(server):
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=os.environ["CHROMIUM"], args=FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(1000 * SECONDS)
+        page.goto(f"{server}lab/tree/{LESSON}?token=lesson&reset")
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+        handle = page.locator(".jupyter-widgets .noUi-handle").first
+        scroll_until_there(page, handle)
+        figure = page.locator(FIGURE).first
+        before = figure.get_attribute("src")
+        handle.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "([selector, before]) => document.querySelector(selector).src !== before", arg=[FIGURE, before]
+        )
+        assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+        figure.scroll_into_view_if_needed()
+        (ROOT / "runs").mkdir(exist_ok=True)
+        page.screenshot(path=ROOT / "runs" / "browser.png")
+        browser.close()
+
+
+def scroll_until_there(page, locator):
+    """JupyterLab draws the cells that are in view; walk down until the widget has been drawn."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if locator.count():
+            locator.scroll_into_view_if_needed()
+            return
+        page.locator(".jp-WindowedPanel-outer").first.hover()
+        page.mouse.wheel(0, 600)
+        page.wait_for_timeout(500)
+    raise AssertionError("the slider did not appear")
