@@ -22,10 +22,10 @@ each_lesson = pytest.mark.parametrize(("index", "lesson"), LESSONS, ids=[lesson[
 BOUND = re.compile(r"([^\s(|]+)<!-- (\w+) -->")
 SKIPPED = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|<code>.*?</code>|\]\([^)]*\)|!\[[^\]]*\]"  # code, formulas, addresses
-    r"|\*\d+ minutes|Exercise \d\.\d|[Ll]essons? \d+(?: (?:and|to) \d+)*|§+[\d.–, ]+(?:and [\d.]+)?|(?:19|20)\d\d",
+    r"|\*\d+ minutes|Exercise \d\.\d|pull request \d+|95 % interval|[Ll]essons? \d+(?: (?:and|to) \d+)*|§+[\d.–, ]+(?:and [\d.]+)?|(?:19|20)\d\d",
     re.S,
 )
-NUMBER = re.compile(r"\d+[.,]\d+|\d+ ?%|\b\d{2,}\b")
+NUMBER = re.compile(r"\d*[.,]\d+|\d+ ?%|\b\d{2,}\b")
 
 
 def read(lesson):
@@ -120,11 +120,11 @@ def test_every_number_in_the_prose_is_printed_by_a_cell(index, lesson):
             continue
         for text, name in BOUND.findall(cell.source):
             assert name in facts, f"{name} is quoted and never printed"
-            assert text.strip("*~≈+") == facts[name], f"{name}: the text says {text}, the cell {facts[name]}"
+            assert text.strip("*~≈+±") == facts[name], f"{name}: the text says {text}, the cell {facts[name]}"
         loose += NUMBER.findall(SKIPPED.sub(" ", BOUND.sub(" ", cell.source)))
-    settings = re.findall(r"\d[\d_]*\.?\d*", "\n".join(cell.source for cell in code(notebook)))
-    settings = {number.replace("_", "") for number in settings}
-    loose = [number for number in loose if number.replace(",", "") not in settings]
+    settings = re.findall(r"\d[\d_]*\.?\d*|\.\d+", "\n".join(cell.source for cell in code(notebook)))
+    settings = {float(number.replace("_", "")) for number in settings}
+    loose = [number for number in loose if "%" in number or float(number.replace(",", "")) not in settings]
     assert not loose, f"numbers bound to nothing: {loose}"
 
 
