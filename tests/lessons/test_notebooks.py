@@ -22,7 +22,8 @@ each_lesson = pytest.mark.parametrize(("index", "lesson"), LESSONS, ids=[lesson[
 BOUND = re.compile(r"([^\s(|]+)<!-- (\w+) -->")
 SKIPPED = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|<code>.*?</code>|\]\([^)]*\)|!\[[^\]]*\]"  # code, formulas, addresses
-    r"|\*\d+ minutes|Exercise \d\.\d|pull request \d+|95 % interval|[Ll]essons? \d+(?: (?:and|to) \d+)*|§+[\d.–, ]+(?:and [\d.]+)?|(?:19|20)\d\d",
+    r"|\*\d+ minutes|Exercise \d\.\d|pull request \d+|95 % interval|[Ll]essons? \d+(?: (?:and|to) \d+)*"
+    r"|§+[\d.–, ]+(?:and [\d.]+)?|(?:19|20)\d\d",
     re.S,
 )
 NUMBER = re.compile(r"\d*[.,]\d+|\d+ ?%|\b\d{2,}\b")
