@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 LESSON = "01_attention_variants.ipynb"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 FIGURE = ".jupyter-widgets img"
-SECONDS = 180
+SECONDS = 300
 
 
 @pytest.fixture
