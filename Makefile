@@ -3,6 +3,7 @@ PYTHON ?= python3
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
+COLAB := tests/lessons/test_colab.py
 INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -22,8 +23,8 @@ experiment: $(VENV)/package
 	$(IN_VENV) -m mythos_lite experiment $(ARGS)
 
 test: $(VENV)/tests lint
-	$(IN_VENV) -m pytest -n 2 $(if $(ARGS),$(ARGS),--cov)
-	$(if $(ARGS),,CI=1 OMP_NUM_THREADS=1 $(IN_VENV) -m pytest --nbval --nbval-current-env -n 2 --dist loadscope notebooks)
+	$(IN_VENV) -m pytest -n 2 $(if $(ARGS),$(ARGS),--cov --ignore=$(COLAB))
+	$(if $(ARGS),,CI=1 OMP_NUM_THREADS=1 $(IN_VENV) -m pytest --nbval --nbval-current-env -n 2 --dist loadscope notebooks $(COLAB))
 
 test-browser: $(VENV)/tests
 	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }
