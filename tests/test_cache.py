@@ -59,8 +59,9 @@ def in_pieces(model: RecurrentDepthTransformer, ids: Tensor, sizes: list[int], n
     return torch.cat([model(piece, n_loops=n_loops, cache=cache).logits for piece in ids.split(sizes, dim=1)], dim=1)
 
 
-def assert_close(got: Tensor, expected: Tensor) -> None:
-    assert expected.abs().max() > 0.5
+def assert_close(got: Tensor, expected: Tensor, size: float = 1.0) -> None:
+    """Equal within rounding, and of a size at which a difference would show."""
+    assert expected.abs().max() > size
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -121,7 +122,9 @@ def traces(model: RecurrentDepthTransformer, ids: Tensor, sizes: list[int]) -> l
 def test_a_trace_has_the_same_states_in_pieces(attention):
     model, ids = make_model(attention), tokens()
     (expected,), pieces = traces(model, ids, [LENGTH]), traces(model, ids, [4, 1, 4])
-    assert_close(torch.cat([trace.states for trace in pieces], dim=2), expected.states)
+    assert_close(
+        torch.cat([trace.states for trace in pieces], dim=2), expected.states, size=0.9
+    )  # the tanh keeps states in [−1, 1]
     torch.testing.assert_close(torch.cat([trace.residuals for trace in pieces], dim=2), expected.residuals)
     assert_close(torch.cat([trace.logits[-1] for trace in pieces], dim=1), expected.logits[-1])
 

@@ -74,7 +74,7 @@ def _fault_in_steps_to_shrink(answer: Callable) -> str | None:
 
 
 def safe_decay(x: Tensor) -> Tensor:
-    """A decay in bfloat16 for any x (D,): falls as x grows, always in [0, 1), stays between 0 and 1 in theory too."""
+    """A decay in bfloat16 for any x (D,), in [0, 1): it never grows with x."""
     return torch.exp(-(1 / 128 + torch.exp(x.float().clamp(-20, 20)))).to(torch.bfloat16)
 
 
