@@ -16,6 +16,8 @@ from mythos_lite import __version__
 from mythos_lite.config import RECIPES, check_int
 from mythos_lite.experiment import run_experiment, run_folder
 from mythos_lite.report import seed_table, summary_table
+from mythos_lite.study.plan import STUDIES
+from mythos_lite.study.runner import RESULTS, chosen_runs, disagreements, read_record, run_study
 from mythos_lite.training import STATE_FILE, NonFiniteError
 
 EXPERIMENT_EXAMPLES = """\
@@ -30,6 +32,15 @@ examples:
   python -m mythos_lite experiment --quick          # under a minute, to see that it runs
 
 An interrupted run goes on from the last saved step when the same command is given again.
+"""
+
+STUDY_EXAMPLES = """\
+examples:
+  python -m mythos_lite study ladder removal --list
+  python -m mythos_lite study final --rungs "GQA with experts" --seeds 0
+  python -m mythos_lite study baselines --rungs GRU --seeds 0 --results runs/again --compare results/study
+
+Each run is written when it ends; after an interruption the same command does the rest.
 """
 
 
@@ -64,6 +75,26 @@ def build_parser() -> argparse.ArgumentParser:
         help="CPU threads; the matrices are small, more than two do not pay (default: %(default)s)",
     )  # fmt: skip
 
+    study = commands.add_parser(
+        "study",
+        help="run the comparisons behind the tables, as far as they are not in results/study",
+        description="Train and measure the runs of these studies; a run whose result is there is not run again.",
+        epilog=STUDY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    study.add_argument("studies", nargs="+", metavar="STUDY", help=f"of {', '.join(STUDIES)}")
+    study.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help="only these rows, by name")
+    study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds (default: the study's)")
+    study.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default: %(default)s)")
+    study.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: %(default)s")
+    study.add_argument(
+        "--compare",
+        type=Path,
+        metavar="DIR",
+        help="say whether the results agree with those in DIR; exit with 1 if not",
+    )
+    study.add_argument("--list", action="store_true", help="print the rows and seeds, and run nothing")
+
     grade = commands.add_parser(
         "grade",
         help="run a lesson's notebook and count the exercises it solves",
@@ -94,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(grade(args.notebook).report())
             return 0
+        if args.command == "study":
+            return _study(args)
         check_int("threads", args.threads, 1)
         torch.set_num_threads(args.threads)
         folder = run_folder(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick)
@@ -107,6 +140,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    runs = chosen_runs(args.studies, args.rungs, args.seeds)
+    if args.list:
+        for run in runs:
+            print(f"{run.study:10} {run.rung}, seed {run.seed}")
+        return 0
+    records = run_study(runs, args.results, jobs=args.jobs)
+    print(f"{len(records)} runs are in {args.results}")
+    if args.compare is None:
+        return 0
+    differing = [
+        line
+        for run, record in zip(runs, records, strict=True)
+        for line in disagreements(record, read_record(args.compare / f"{run.name}.json"))
+    ]
+    print("\n".join(differing) or f"they agree with those in {args.compare}: all 95 % intervals overlap")
+    return 1 if differing else 0
 
 
 def _read_result(path: Path) -> dict:

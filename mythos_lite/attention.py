@@ -144,9 +144,12 @@ class MultiHeadLatentAttention(nn.Module):
         value = latent @ self.value_up.transpose(1, 2)  # (B, H, S, v)
         key = torch.cat([key_nope, rotary_key.expand(-1, self.n_heads, -1, -1)], dim=-1)
         query = torch.cat([query_nope, query_rope], dim=-1)
-        return F.scaled_dot_product_attention(
+        # Fused kernels want values as wide as keys; the added zeros come out as zeros.
+        value = F.pad(value, (0, key.shape[-1] - self.v)) if key.shape[-1] > self.v else value
+        mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=positions.mask, is_causal=positions.causal, scale=self.scale
         )
+        return mixed[..., : self.v]
 
     def attend_absorbed(
         self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, positions: Positions

@@ -56,8 +56,8 @@ def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
         _reject(field, value, f"{field} must be one of " + ", ".join(repr(c) for c in choices))
 
 
-class _Config:
-    """What both configurations share: conversion to and from plain JSON values."""
+class Config:
+    """What configurations share: conversion to and from plain JSON values."""
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -74,7 +74,7 @@ class _Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Config):
+class ModelConfig(Config):
     """Shape of a recurrent-depth transformer.
 
     The defaults are the model of the modulo-7 lesson. Widths are in channels, ``window`` and
@@ -235,7 +235,7 @@ class ModelConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """How a model is trained on digit chains. Lengths are in digits, intervals in steps."""
 
     steps: int = 2000

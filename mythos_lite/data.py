@@ -1,4 +1,7 @@
-"""Digit chains: START d₁ … dₙ EQ, and the answer (d₁ + … + dₙ) mod m at the position of EQ.
+"""Chains of symbols: START d₁ … dₙ EQ, and the answer at the position of EQ.
+
+``ChainTask`` adds digits modulo m, the experiment of the lessons; ``PermutationTask`` multiplies permutations,
+where the order counts.
 
 The START token is not decoration. Attention over identical tokens cannot count them, so without it
 "3 =" and "3 3 =" look alike to the model.
@@ -12,6 +15,9 @@ Shapes: B chains, n digits, T = n + 2 tokens.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,40 +60,40 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device) for tensor in self))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChainTask:
-    """Sums of digits modulo ``modulus``, over the digits 0 … ``n_symbols`` − 1.
+class Task:
+    """Chains of symbols, each with one answer. Subclasses are frozen dataclasses that say what the answer is.
 
-    Token ids: digits first, then START, EQ and PAD; 0–6, 7, 8 and 9 for the defaults.
+    Token ids: symbols and answers share the first ones (answer k is the token of symbol k, where there is
+    such a symbol), then START, EQ and PAD; 0–6, 7, 8 and 9 for digit chains modulo 7.
     """
 
-    modulus: int = 7
-    n_symbols: int = 7
+    n_symbols: int
+    start_token: bool
+    """Whether chains begin with START."""
 
-    def __post_init__(self) -> None:
-        check_int("modulus", self.modulus, 2)
-        check_int("n_symbols", self.n_symbols, 2)
-        if self.n_symbols < self.modulus:
-            raise ValueError(
-                f"n_symbols={self.n_symbols} is not possible: answers 0 to {self.modulus - 1} need a token each; "
-                f"use at least modulus={self.modulus}"
-            )
+    @property
+    def n_answers(self) -> int:
+        raise NotImplementedError
+
+    def answer(self, chains: Tensor) -> Tensor:
+        """(B, n) symbols → (B,) answers in 0 … ``n_answers`` − 1."""
+        raise NotImplementedError
 
     @property
     def start_id(self) -> int:
-        return self.n_symbols
+        return max(self.n_symbols, self.n_answers)
 
     @property
     def eq_id(self) -> int:
-        return self.n_symbols + 1
+        return self.start_id + 1
 
     @property
     def pad_id(self) -> int:
-        return self.n_symbols + 2
+        return self.start_id + 2
 
     @property
     def vocab_size(self) -> int:
-        return self.n_symbols + 3
+        return self.start_id + 3
 
     def _check_chains(self, chains: Tensor) -> None:
         known = isinstance(chains, Tensor)
@@ -99,20 +105,15 @@ class ChainTask:
                 f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}"
             )
 
-    def answer(self, chains: Tensor) -> Tensor:
-        """(B, n) digits → (B,) sums modulo ``modulus``."""
-        self._check_chains(chains)
-        return chains.sum(dim=1) % self.modulus
-
     def encode(self, chains: Tensor) -> Batch:
-        """(B, n) digits of one length → the batch that asks for their answers."""
+        """(B, n) symbols of one length → the batch that asks for their answers."""
         self._check_chains(chains)
         count, n = chains.shape
-        start = torch.full((count, 1), self.start_id, device=chains.device)
+        start = torch.full((count, int(self.start_token)), self.start_id, device=chains.device)
         eq = torch.full((count, 1), self.eq_id, device=chains.device)
         token_ids = torch.cat([start, chains, eq], dim=1)
         n_digits = torch.full((count,), n, device=chains.device)
-        return Batch(token_ids, n_digits + 1, self.answer(chains), n_digits)
+        return Batch(token_ids, n_digits + int(self.start_token), self.answer(chains), n_digits)
 
     def is_held_out(self, chains: Tensor) -> Tensor:
         """(B, n) digits → (B,) bool: whether the chain belongs to evaluation. The same on every machine."""
@@ -174,3 +175,81 @@ class ChainTask:
             for part in parts
         ]
         return Batch(torch.cat(padded), *(torch.cat(column) for column in list(zip(*parts, strict=True))[1:]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainTask(Task):
+    """Sums of digits modulo ``modulus``, over the digits 0 … ``n_symbols`` − 1."""
+
+    modulus: int = 7
+    n_symbols: int = 7
+    start_token: bool = True
+
+    def __post_init__(self) -> None:
+        check_int("modulus", self.modulus, 2)
+        check_int("n_symbols", self.n_symbols, 2)
+        if self.n_symbols < self.modulus:
+            raise ValueError(
+                f"n_symbols={self.n_symbols} is not possible: answers 0 to {self.modulus - 1} need a token each; "
+                f"use at least modulus={self.modulus}"
+            )
+
+    @property
+    def n_answers(self) -> int:
+        return self.modulus
+
+    def answer(self, chains: Tensor) -> Tensor:
+        """(B, n) digits → (B,) sums modulo ``modulus``."""
+        self._check_chains(chains)
+        return chains.sum(dim=1) % self.modulus
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutationTask(Task):
+    """Products in the symmetric group of ``degree`` points: which permutation comes of applying them in order?
+
+    Permutations are numbered by their distance from the identity, in transpositions: number 0 is the identity,
+    1 … ``degree``·(``degree`` − 1)/2 are the transpositions. Chains are made of the first ``n_symbols``; the
+    answer can be any. From degree 5 on the word problem is complete for NC¹ (Barrington 1989), out of reach of
+    transformers of fixed depth unless TC⁰ = NC¹ (Merrill & Sabharwal 2023; Liu et al. 2023).
+    """
+
+    degree: int = 3
+    n_symbols: int = 6
+    start_token: bool = True
+
+    def __post_init__(self) -> None:
+        check_int("degree", self.degree, 2, 6)
+        check_int("n_symbols", self.n_symbols, 2, self.n_answers)
+
+    @property
+    def n_answers(self) -> int:
+        return math.factorial(self.degree)
+
+    def answer(self, chains: Tensor) -> Tensor:
+        """(B, n) permutations → (B,) the permutation that applies the first, then the second, and so on."""
+        self._check_chains(chains)
+        table = _products(self.degree).to(chains.device)
+        state = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
+        for symbol in chains.unbind(dim=1):
+            state = table[state, symbol]
+        return state
+
+
+@functools.cache
+def _products(degree: int) -> Tensor:
+    """(n!, n!) table: entry [p, q] is the number of "first p, then q"."""
+    permutations = sorted(itertools.permutations(range(degree)), key=lambda p: (_distance(p), p))
+    number = {p: i for i, p in enumerate(permutations)}
+    return torch.tensor([[number[tuple(q[i] for i in p)] for q in permutations] for p in permutations])
+
+
+def _distance(permutation: tuple[int, ...]) -> int:
+    """Transpositions needed to make it: its points less its cycles."""
+    left, cycles = set(range(len(permutation))), 0
+    while left:
+        cycles += 1
+        point = left.pop()
+        while (point := permutation[point]) in left:
+            left.remove(point)
+    return len(permutation) - cycles

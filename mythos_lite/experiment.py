@@ -20,7 +20,7 @@ import torch
 
 from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, make_folder, read_checkpoint, write_files
 from mythos_lite.config import TrainConfig, mod7_moe_model, recipe
-from mythos_lite.data import ChainTask
+from mythos_lite.data import ChainTask, Task
 from mythos_lite.evaluation import evaluation_chains, expert_shares, sweep
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance, source_hash
@@ -148,7 +148,7 @@ def _shorten(config: TrainConfig) -> TrainConfig:
     )  # fmt: skip
 
 
-def _measure(model: RecurrentDepthTransformer, task: ChainTask, plan: SweepPlan, n_loops: int) -> dict:
+def _measure(model: RecurrentDepthTransformer, task: Task, plan: SweepPlan, n_loops: int) -> dict:
     """The sweep's rows, ρ(J) over twice the loops of training and, with experts, the share of tokens each gets."""
     lengths = [n for group in plan.groups for n in group]
     chain = task.encode(evaluation_chains(task, plan.groups[0][-1], plan.n_chains)[-1:]).token_ids

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from mythos_lite.checkpoint import CheckpointError, check_tensors, find_flaw, make_folder, read_tensors, write_files
 from mythos_lite.config import ModelConfig, TrainConfig
-from mythos_lite.data import Batch, ChainTask, make_generator
+from mythos_lite.data import Batch, Task, make_generator
 from mythos_lite.losses import chain_loss
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import source_hash
@@ -78,7 +78,7 @@ class TrainStep(NamedTuple):
 class StepStream:
     """Batch and loop count of any step, from the seed and the step alone."""
 
-    def __init__(self, task: ChainTask, config: TrainConfig) -> None:
+    def __init__(self, task: Task, config: TrainConfig) -> None:
         self.task, self.config = task, config
         self.pool = None
         if config.n_train_chains is not None:
@@ -106,7 +106,7 @@ class StepStream:
 
 def train(
     model: RecurrentDepthTransformer,
-    task: ChainTask,
+    task: Task,
     config: TrainConfig,
     *,
     folder: str | os.PathLike | None = None,
@@ -160,7 +160,7 @@ def train(
             )
         optimizer.step()
         _balance(model, steps, config.router_bias_rate)
-        _update_average(average, model, config.ema_decay, step)
+        average_weights(average, model, config.ema_decay, step)
 
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             accuracy = (logits.argmax(-1) == batch.answers).float().mean().item()
@@ -194,8 +194,7 @@ class RunState:
         identity = {
             "model": model.config.to_dict(),
             "train": config.to_dict(),
-            "modulus": task.modulus,
-            "symbols": task.n_symbols,
+            "task": repr(task),
             "source": source_hash(),
         }
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -281,7 +280,7 @@ class RunState:
         return f"the weights after step {self.saved_at} are kept in {self.folder / STATE_FILE}"
 
 
-def _check_fit(model: ModelConfig, task: ChainTask, config: TrainConfig) -> None:
+def _check_fit(model: ModelConfig, task: Task, config: TrainConfig) -> None:
     """``ValueError`` for a model, task and training that cannot work together."""
     if model.vocab_size < task.vocab_size:
         raise ValueError(f"vocab_size={model.vocab_size} is too small: the task has {task.vocab_size} tokens")
@@ -317,7 +316,7 @@ def _loads(steps: list) -> dict:
 
 
 @torch.no_grad()
-def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+def average_weights(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
     """average ← decay·average + (1 − decay)·weights; a smaller decay at first, so that the start is forgotten."""
     decay = min(decay, (1 + step) / (10 + step))
     for name, p in model.named_parameters():

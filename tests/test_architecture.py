@@ -13,7 +13,7 @@ PACKAGE = Path(mythos_lite.__file__).parent
 ORDER = [
     "config", "data", "layers", "cache", "attention", "moe", "block", "injection", "halting", "checkpoint",
     "provenance", "model", "losses", "spectral", "training", "evaluation", "plots", "report", "experiment",
-    "lessons.session", "lessons.display", "lessons.exercise",
+    "study.baselines", "study.plan", "study.runner", "lessons.session", "lessons.display", "lessons.exercise",
     *(f"lessons.lesson0{n}" for n in range(1, 7)), "lessons.catalogue", "lessons.grading", "__main__",
 ]  # fmt: skip
 TREES = {
@@ -32,8 +32,8 @@ def imported_modules(tree):
             found.add("a relative import")
         elif isinstance(node, ast.ImportFrom) and node.module == "mythos_lite":
             found |= {alias.name if alias.name in TREES else "__init__" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "mythos_lite.lessons":
-            found |= {f"lessons.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in ("mythos_lite.lessons", "mythos_lite.study"):
+            found |= {f"{node.module.removeprefix('mythos_lite.')}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("mythos_lite."):
             found.add(node.module.removeprefix("mythos_lite."))
     return found
@@ -44,7 +44,7 @@ def names(tree):
 
 
 def test_every_module_has_its_place_and_no_other_exists():
-    assert set(TREES) == {*ORDER, "__init__", "lessons.__init__"}
+    assert set(TREES) == {*ORDER, "__init__", "lessons.__init__", "study.__init__"}
 
 
 @pytest.mark.parametrize("name", ORDER)

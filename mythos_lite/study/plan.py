@@ -1,0 +1,214 @@
+"""Which runs there are: every rung of every study, as configurations.
+
+=============  ======================================================================================
+study          question
+=============  ======================================================================================
+``ladder``     from the published setting to the final one, one change after the other: what mends it?
+``removal``    the final setting less one thing: what does it need?
+``final``      the final setting with three models, five seeds, many chains: how far does it go?
+``baselines``  a plain transformer, an LSTM, a GRU on the same batches: what would one use instead?
+``tasks``      the same recipe on other groups: is it a counting trick?
+``windows``    wider windows: are the loops needed those that the window predicts?
+=============  ======================================================================================
+
+The final setting is the training of recipe ``hold``. Its model is grouped-query attention with two key/value
+heads, four routed experts of which two are chosen, and a shared one; ``final`` also runs the other two models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mythos_lite.config import (
+    ModelConfig,
+    TrainConfig,
+    hold_recipe,
+    mod7_model,
+    mod7_moe_model,
+    published_model,
+    published_recipe,
+)
+from mythos_lite.data import ChainTask, PermutationTask, Task
+from mythos_lite.study.baselines import BaselineConfig
+
+THREE_SEEDS, FIVE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Held-out chains of each of ``lengths``, read out at each of ``loops``."""
+
+    lengths: tuple[int, ...]
+    loops: tuple[int, ...]
+    n_chains: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row: what is trained, on what, and what it is asked."""
+
+    study: str
+    rung: str
+    seed: int
+    task: Task
+    model: ModelConfig | BaselineConfig
+    train: TrainConfig
+    sweeps: tuple[Sweep, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.study}/{re.sub('[^a-z0-9]+', '-', self.rung.lower()).strip('-')}-seed{self.seed}"
+
+
+TRAINED_LOOPS = 4
+_SHORT = (
+    Sweep(lengths=(2, 3, 4, 5), loops=(1, 2, 4, 8), n_chains=1000),
+    Sweep(lengths=(6, 7, 8), loops=(1, 2, 4, 6, 8, 16, 32), n_chains=1000),
+)
+LADDER_SWEEPS = (*_SHORT, *(Sweep(lengths=(n,), loops=(n,), n_chains=300) for n in (16, 32, 64, 128)))
+"""As many loops as digits are enough for any length: ``loops_needed`` is at most that."""
+TASK_SWEEPS = (*_SHORT, *(Sweep(lengths=(n,), loops=(n, 2 * n), n_chains=1000) for n in (16, 32, 40, 64)))
+FINAL_SWEEPS = (
+    Sweep(lengths=(2, 3, 4, 5, 6, 7), loops=(1, 2, 4, 6, 8, 16, 32, 64), n_chains=5000),
+    Sweep(lengths=(8,), loops=(1, 2, 4, 6, 8, 16, 32, 64, 128, 256, 512), n_chains=5000),
+    *(Sweep(lengths=(n,), loops=(n,), n_chains=5000) for n in (16, 32, 64, 128)),
+    *(Sweep(lengths=(n,), loops=(128, 256, 512), n_chains=1000) for n in (32, 128)),
+)
+WINDOW_SWEEPS = (Sweep(lengths=tuple(range(2, 25, 2)), loops=tuple(range(1, 25)), n_chains=300),)
+BASELINE_SWEEPS = (
+    Sweep(lengths=(2, 3, 4, 5, 6, 7, 8, 16, 32), loops=(1,), n_chains=5000),
+    Sweep(lengths=(64, 128), loops=(1,), n_chains=1000),
+)
+
+_EXPERTS = {"n_experts": 4, "n_experts_per_token": 2, "n_shared_experts": 1, "d_expert": 64}
+MODELS = {
+    "GQA with experts": ModelConfig(n_kv_heads=2, **_EXPERTS),
+    "MLA with experts": mod7_moe_model(),
+    "GQA, dense": mod7_model(),
+}
+FINAL = MODELS["GQA with experts"]
+
+
+def final_train(seed: int) -> TrainConfig:
+    return hold_recipe(seed)[1]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between the published setting and the final one, and the fields that make it."""
+
+    adding: str
+    """What the ladder calls it when it is put in."""
+    removing: str | None
+    """What the removal study calls it when it is taken out again. ``None``: that is not run."""
+    model: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+
+
+CHANGES = (
+    Change("2,000 steps", "282 steps", train=("steps", "log_every", "checkpoint_every")),
+    Change("narrower model", None, model=("d_model", "d_ff", "n_shared_experts", "vocab_size")),
+    Change("larger initial weights", "published initial weights", model=("initializer_range",)),
+    Change("published optimiser replaced", "published optimiser",
+           train=("lr", "warmup_steps", "weight_decay", "beta2", "eps")),
+    Change("fresh chains, batches of 256", "3,000 chains, batches of 64", train=("batch_size", "n_train_chains")),
+    Change("last state in place of ACT's sum", "ACT's sum", model=("halting",)),
+    Change("no loop number, no depth-wise LoRA", "loop number and depth-wise LoRA",
+           model=("loop_index_embedding", "depth_lora_rank", "n_loops")),
+    Change("LTI injection", "additive injection", model=("injection",)),
+    Change("window of 2", "full attention", model=("window", "rope_theta")),
+    Change("tanh on the state", "no tanh", model=("state_activation",)),
+    Change("loss from the needed loop on, one digit too", "loss at the last loop", train=("loss", "min_digits")),
+    Change("3 or 4 loops at random", "4 loops always", train=("min_loops",)),
+    Change("averaged weights", "no average of weights", train=("ema_decay",)),
+    Change("balanced experts", "experts not balanced", train=("router_bias_rate",)),
+)  # fmt: skip
+NO_START = "no START token"
+
+
+def _published(seed: int) -> tuple[ModelConfig, TrainConfig]:
+    """The published setting with grouped-query attention, as the tutorial runs too, and room for long chains."""
+    model = dataclasses.replace(published_model("gqa"), pad_token_id=ChainTask().pad_id, max_seq_len=FINAL.max_seq_len)
+    return model, published_recipe(seed)[1]
+
+
+def _with_fields(config, fields: Iterable[str], source):
+    return dataclasses.replace(config, **{field: getattr(source, field) for field in fields})
+
+
+def ladder(seed: int) -> list[Run]:
+    model, train = _published(seed)
+    runs = [_run("ladder", "as published", seed, model, train)]
+    for change in CHANGES:
+        model = _with_fields(model, change.model, FINAL)
+        train = _with_fields(train, change.train, final_train(seed))
+        runs.append(_run("ladder", f"+ {change.adding}", seed, model, train))
+    return runs[:-1]  # the last is the final setting, which ``final`` runs
+
+
+def removal(seed: int) -> list[Run]:
+    published_model_, published_train = _published(seed)
+    runs = []
+    for change in CHANGES:
+        if change.removing is None:  # the wide model takes four times as long
+            continue
+        model = _with_fields(FINAL, change.model, published_model_)
+        train = _with_fields(final_train(seed), change.train, published_train)
+        runs.append(_run("removal", change.removing, seed, model, train))
+    runs.append(_run("removal", NO_START, seed, FINAL, final_train(seed), task=ChainTask(start_token=False)))
+    return runs
+
+
+def final(seed: int) -> list[Run]:
+    return [_run("final", name, seed, model, final_train(seed), sweeps=FINAL_SWEEPS) for name, model in MODELS.items()]
+
+
+def baselines(seed: int) -> list[Run]:
+    return [
+        _run("baselines", name, seed, model, final_train(seed), sweeps=BASELINE_SWEEPS)
+        for name, model in BASELINES.items()
+    ]
+
+
+BASELINES = {
+    "transformer, same parameters": BaselineConfig(kind="transformer", n_layers=3, d_ff=178),
+    "transformer, same FLOPs": BaselineConfig(kind="transformer", n_layers=10, d_ff=176),
+    "LSTM": BaselineConfig(kind="lstm", d_model=136),
+    "GRU": BaselineConfig(kind="gru", d_model=157),
+}
+"""All but the second have the parameters of the final model; that one has its FLOPs at eight loops."""
+TASKS = {
+    "parity": ChainTask(modulus=2, n_symbols=2),
+    "sum modulo 5": ChainTask(modulus=5, n_symbols=5),
+    "S3": PermutationTask(degree=3, n_symbols=6),
+}
+
+
+def tasks(seed: int) -> list[Run]:
+    runs = []
+    for name, task in TASKS.items():
+        model = dataclasses.replace(FINAL, vocab_size=task.vocab_size, pad_token_id=task.pad_id)
+        runs.append(_run("tasks", name, seed, model, final_train(seed), task=task, sweeps=TASK_SWEEPS))
+    return runs
+
+
+def windows(seed: int) -> list[Run]:
+    return [
+        _run("windows", f"window of {w}", seed, dataclasses.replace(FINAL, window=w), final_train(seed),
+             sweeps=WINDOW_SWEEPS)
+        for w in (2, 3, 4)
+    ]  # fmt: skip
+
+
+def _run(study, rung, seed, model, train, *, task: Task | None = None, sweeps=LADDER_SWEEPS) -> Run:
+    task = ChainTask() if task is None else task
+    return Run(study=study, rung=rung, seed=seed, task=task, model=model, train=train, sweeps=sweeps)
+
+
+STUDIES = {
+    "ladder": (ladder, THREE_SEEDS), "removal": (removal, THREE_SEEDS), "final": (final, FIVE_SEEDS),
+    "baselines": (baselines, FIVE_SEEDS), "tasks": (tasks, FIVE_SEEDS), "windows": (windows, (0,)),
+}  # fmt: skip

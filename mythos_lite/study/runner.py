@@ -1,0 +1,219 @@
+"""Train and measure the runs of a plan, several at once, one file each; a run whose file is there is not run again.
+
+A *record* is what such a file holds: study, rung, seed, the three configurations, ``counts`` (rows of
+``[n_digits, n_loops, n_chains, n_correct]``), the training curve, what the loop does at rest, provenance.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from mythos_lite.checkpoint import write_files
+from mythos_lite.config import ModelConfig, check_choice, check_int
+from mythos_lite.data import Task
+from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, sweep
+from mythos_lite.model import RecurrentDepthTransformer
+from mythos_lite.provenance import provenance, source_hash
+from mythos_lite.spectral import loop_radii
+from mythos_lite.study.baselines import build_baseline, count_correct, train_baseline
+from mythos_lite.study.plan import STUDIES, TRAINED_LOOPS, Run, Sweep
+from mythos_lite.training import NonFiniteError, build_model, train
+
+RESULTS = Path("results") / "study"
+WEIGHTS = Path("runs") / "study"
+_REST_LOOPS = (4, 8, 16, 32, 64)
+_CURVE = ("step", "loss", "accuracy", "grad_norm")
+
+
+def describe(run: Run) -> dict:
+    """What identifies a run, as plain values."""
+    task = {"kind": type(run.task).__name__, **dataclasses.asdict(run.task)}
+    described = {
+        "study": run.study, "rung": run.rung, "seed": run.seed, "task": task,
+        "model": run.model.to_dict(), "train": run.train.to_dict(),
+        "sweeps": [dataclasses.asdict(s) for s in run.sweeps],
+    }  # fmt: skip
+    return json.loads(json.dumps(described))
+
+
+def execute(run: Run, weights: Path | None = None) -> dict:
+    """Train and measure one run on the CPU. A run that blows up is a record too, with what was said as ``error``.
+
+    With ``weights``, a looped model is saved in a folder there.
+    """
+    source, started = source_hash(), time.perf_counter()
+    looped = isinstance(run.model, ModelConfig)
+    model = build_model(run.model, run.seed) if looped else build_baseline(run.model, run.seed)
+    record = {**describe(run), "n_parameters": sum(p.numel() for p in model.parameters())}
+    try:
+        history = (
+            train(model, run.task, run.train, progress=False) if looped else train_baseline(model, run.task, run.train)
+        )
+    except NonFiniteError as error:
+        counts = [[n, t, 1, 0] for s in run.sweeps for n in s.lengths for t in s.loops]
+        record |= {"error": str(error), "curve": [], "counts": counts}
+        trained = time.perf_counter()
+    else:
+        trained = time.perf_counter()
+        record["curve"] = [[_rounded(point[key]) for key in _CURVE if key in point] for point in history]
+        record["counts"] = [row for s in run.sweeps for row in _count(model, run.task, s)]
+        if looped:
+            record |= _at_rest(model, run.task)
+            if weights is not None:
+                model.save_pretrained(weights / run.name, **describe(run))
+    command = [Path(sys.executable).name, "-m", "mythos_lite", "study", run.study]
+    command += ["--rungs", run.rung, "--seeds", str(run.seed)]
+    seconds = {"training": trained - started, "sweep": time.perf_counter() - trained}
+    return {**record, "provenance": provenance(command, source, torch.device("cpu"), seconds)}
+
+
+def _count(model: torch.nn.Module, task: Task, asked: Sweep) -> list[list[int]]:
+    """Rows of counts for one sweep. A loop count at which the logits are not finite answers nothing."""
+    if not isinstance(model, RecurrentDepthTransformer):
+        chains = [evaluation_chains(task, n, asked.n_chains) for n in asked.lengths]
+        return [[c.shape[1], 1, len(c), count_correct(model, task, c)] for c in chains]
+    rows = []
+    for n in asked.lengths:
+        loops = list(asked.loops)
+        while loops:
+            try:
+                found = sweep(model, task, [n], loops, n_chains=asked.n_chains)
+            except ValueError as error:
+                if "not finite" not in str(error):
+                    raise
+                loops.pop()
+                continue
+            rows += [[n, row["n_loops"], row["n_chains"], row["n_correct"]] for row in found]
+            break
+        n_chains = len(evaluation_chains(task, n, asked.n_chains))
+        rows += [[n, t, n_chains, 0] for t in asked.loops if t not in loops]
+    return rows
+
+
+@torch.no_grad()
+def _at_rest(model: RecurrentDepthTransformer, task: Task, n_digits: int = 8) -> dict:
+    """ρ(J) of one held-out chain's map, and the median residual at EQ of a hundred, at several loop counts."""
+    batch = task.encode(evaluation_chains(task, n_digits, 100))
+    residual = {
+        step.loop: step.residual()[:, -1].median().item()
+        for step in model.loop(batch.token_ids, _REST_LOOPS[-1])
+        if step.loop in _REST_LOOPS
+    }
+    found = {"residuals": [[t, _rounded(residual[t])] for t in _REST_LOOPS]}
+    if all(value == value and value < float("inf") for value in residual.values()):
+        radii = loop_radii(model, batch.token_ids[:1], _REST_LOOPS)
+        found["radii"] = [[t, round(r, 4)] for t, r in zip(_REST_LOOPS, radii, strict=True)]
+    if model.config.n_experts:
+        shares = expert_shares(model, task, [5], TRAINED_LOOPS)
+        found["expert_shares"] = [[round(share, 3) for share in row] for row in shares]
+    return found
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.4g}")
+
+
+def chosen_runs(studies: Sequence[str], rungs: Sequence[str] = (), seeds: Iterable[int] | None = None) -> list[Run]:
+    """The plan's runs of these studies, seed by seed, so that each rung has one seed before any has two.
+
+    Raises:
+        ValueError: for a study that does not exist, a rung that none of them has, or a seed that is not one.
+    """
+    seeds = None if seeds is None else list(seeds)
+    for study in studies:
+        check_choice("study", study, tuple(STUDIES))
+    for seed in seeds or []:
+        check_int("seed", seed, 0, 2**32 - 1)
+    runs = [
+        run
+        for seed in (seeds if seeds is not None else range(1 + max(max(s) for _, s in STUDIES.values())))
+        for study in studies
+        if seeds is not None or seed in STUDIES[study][1]
+        for run in STUDIES[study][0](seed)
+    ]
+    known = list(dict.fromkeys(run.rung for run in runs))
+    for rung in rungs:
+        check_choice("rung", rung, tuple(known))
+    return [run for run in runs if not rungs or run.rung in rungs]
+
+
+def read_record(path: Path) -> dict:
+    """A record; ``ValueError`` for a file that holds none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows_of(record)
+        record["study"], record["rung"], record["seed"], record["provenance"]["seconds"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ValueError(f"{path} is not the record of a run") from error
+    return record
+
+
+def rows_of(record: dict) -> list[dict]:
+    """The counts as rows with accuracy and 95 % interval."""
+    return [
+        make_row(n_digits, n_loops, n_correct, n_chains) for n_digits, n_loops, n_chains, n_correct in record["counts"]
+    ]
+
+
+def run_study(
+    runs: Sequence[Run], results: Path = RESULTS, weights: Path | None = WEIGHTS, jobs: int = 2
+) -> list[dict]:
+    """Run what is not in ``results`` yet, ``jobs`` processes of one thread each; the records of all ``runs``.
+
+    Each record is written when its run ends, so that an interruption loses only the runs under way.
+
+    Raises:
+        ValueError: if ``results`` holds a run of the same name with another configuration.
+    """
+    check_int("jobs", jobs, 1)
+    records: dict[str, dict] = {}
+    for run in runs:
+        path = results / f"{run.name}.json"
+        if path.exists():
+            records[run.name] = read_record(path)
+            if any(records[run.name].get(key) != value for key, value in describe(run).items()):
+                raise ValueError(
+                    f"{path} holds this run with another configuration; remove the file, or choose another folder"
+                )
+    waiting = [run for run in runs if run.name not in records]
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the new processes: two of two threads each are slower than one
+    hidden = bool(os.environ.get("CI"))
+    with (
+        concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
+        tqdm(total=len(waiting), desc="runs", unit="run", disable=hidden) as bar,
+    ):
+        futures = {pool.submit(execute, run, weights): run for run in waiting}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                run, record = futures[future], future.result()
+                path = results / f"{run.name}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_files({path: (json.dumps(record) + "\n").encode()})
+                records[run.name] = record
+                bar.set_postfix_str(run.name)
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [records[run.name] for run in runs]
+
+
+def disagreements(record: dict, other: dict) -> list[str]:
+    """Where the 95 % intervals of two records of the same run do not overlap, in words."""
+    found = []
+    for a, b in zip(rows_of(record), rows_of(other), strict=True):
+        if a["low"] > b["high"] or b["low"] > a["high"]:
+            where = f"{a['n_digits']} digits at {a['n_loops']} loops"
+            found.append(f"{record['rung']}, seed {record['seed']}, {where}: {a['accuracy']:.3f}, {b['accuracy']:.3f}")
+    return found
