@@ -116,6 +116,61 @@ def loops_by_length(
     return figure
 
 
+def length_generalisation(
+    lines: Mapping[str, Mapping[int, Sequence[float]]], *, trained: int, chance: float, title: str
+) -> Figure:
+    """Accuracy against chain length. ``lines`` maps a name to {length: one accuracy per seed}.
+
+    A line is the mean over seeds, its band goes from the worst seed to the best. Lengths up to ``trained`` are shaded.
+    """
+    if not lines or len(lines) > len(COLOURS):
+        raise ValueError(f"lines must hold 1 to {len(COLOURS)} names, not {len(lines)}")
+    figure, axes = _figure(7.2, 4.2)
+    lengths = sorted({n for line in lines.values() for n in line})
+    axes.axvspan(lengths[0] * 0.9, trained, color="0.88", zorder=0)
+    axes.axhline(chance, color="0.45", lw=1, ls=":")
+    axes.annotate("chance", (lengths[-1], chance), xytext=(0, 4), textcoords="offset points", fontsize=8, ha="right")
+    axes.annotate("trained", (trained * 0.95, 0.02), fontsize=8, ha="right", color="0.35")
+    for (name, line), style in zip(lines.items(), _styles(), strict=False):
+        at = sorted(line)
+        axes.fill_between(at, [min(line[n]) for n in at], [max(line[n]) for n in at], color=style["color"], alpha=0.15)
+        axes.plot(at, [sum(line[n]) / len(line[n]) for n in at], label=name, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, lengths)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(ylim=(0, 1.05), xlabel="length of the chain (log scale)", ylabel="accuracy, mean and range over seeds")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def ladder(rungs: Mapping[str, Mapping[str, Sequence[float]]], *, chance: float, title: str) -> Figure:
+    """One row per setting, from the top; per question a point for each seed and a larger one for the mean.
+
+    ``rungs`` maps a setting to {question: one accuracy per seed}.
+    """
+    if not rungs:
+        raise ValueError("there are no rungs to draw")
+    questions = list(dict.fromkeys(question for asked in rungs.values() for question in asked))
+    figure, axes = _figure(7.6, 1.4 + 0.34 * len(rungs))
+    axes.axvline(chance, color="0.45", lw=1, ls=":")
+    for index, (question, style) in enumerate(zip(questions, _styles(), strict=False)):
+        look = {"color": style["color"], "marker": style["marker"], "linestyle": ""}
+        for row, asked in enumerate(rungs.values()):
+            y = row + 0.16 * (index - (len(questions) - 1) / 2)
+            axes.plot(asked[question], [y] * len(asked[question]), ms=3, alpha=0.5, **look)
+            label = question if row == 0 else None
+            axes.plot([sum(asked[question]) / len(asked[question])], [y], ms=7, label=label, **look)
+    axes.set_yticks(range(len(rungs)), list(rungs))
+    axes.invert_yaxis()
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.set(xlim=(0, 1.03), xlabel="accuracy; small points are seeds, large ones their mean")
+    axes.set_title(title, fontsize=11, loc="left")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=len(questions))
+    return figure
+
+
 def stability(records: Sequence[dict], radii: Sequence[float], *, title: str | None = None) -> Figure:
     """Residual (top) and radius (bottom), over the loops (left) and over training (right).
 

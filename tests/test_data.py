@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mythos_lite.data import SPLITS, Batch, ChainTask, make_generator
+from mythos_lite.data import SPLITS, Batch, ChainTask, PermutationTask, make_generator
 
 TASK = ChainTask()
 PROPERTY = settings(max_examples=40, deadline=None)
@@ -288,3 +288,81 @@ def test_side_without_any_chain_is_an_error_instead_of_an_endless_search():
 
 def test_no_chains_can_be_asked_for():
     assert TASK.sample(0, 4, make_generator(0), "train").shape == (0, 4)
+
+
+# ---------------------------------------------------------------- without START
+
+
+def test_without_start_the_chain_begins_with_its_first_digit():
+    task = ChainTask(start_token=False)
+    batch = task.encode(torch.tensor([[3, 0, 6]]))
+    assert batch.token_ids.tolist() == [[3, 0, 6, 8]]
+    assert batch.answer_positions.tolist() == [3]
+    assert batch.answers.tolist() == [2]
+    mixed = task.batch(40, 1, 4, make_generator(0))
+    assert (mixed.token_ids[torch.arange(40), mixed.answer_positions] == task.eq_id).all()
+    assert (mixed.token_ids != task.start_id).all()
+
+
+# ---------------------------------------------------------------- permutations
+
+
+def compose(first, then):
+    return tuple(then[i] for i in first)
+
+
+def transpositions_apart(degree):
+    """Distance of every permutation from the identity, by breadth-first search."""
+    swaps = [
+        tuple(b if i == a else a if i == b else i for i in range(degree))
+        for a, b in itertools.combinations(range(degree), 2)
+    ]
+    found, edge = {tuple(range(degree)): 0}, [tuple(range(degree))]
+    while edge:
+        edge = [
+            q
+            for p in edge
+            for q in {compose(p, swap) for swap in swaps}
+            if q not in found and not found.update({q: found[p] + 1})
+        ]
+    return found
+
+
+@pytest.mark.parametrize("degree", [2, 3, 4, 5])
+def test_permutations_are_numbered_by_their_distance_and_multiplied_in_order(degree):
+    distance = transpositions_apart(degree)
+    numbered = sorted(distance, key=lambda p: (distance[p], p))
+    task = PermutationTask(degree=degree, n_symbols=len(numbered))
+    chains = torch.randint(len(numbered), (50, 6), generator=make_generator(degree))
+    for chain, answer in zip(chains.tolist(), task.answer(chains).tolist(), strict=True):
+        product = numbered[0]
+        for symbol in chain:
+            product = compose(product, numbered[symbol])
+        assert numbered[answer] == product
+
+
+def test_order_matters_for_permutations_and_not_for_sums():
+    there, back = torch.tensor([[1, 2]]), torch.tensor([[2, 1]])
+    assert PermutationTask().answer(there) != PermutationTask().answer(back)
+    assert ChainTask().answer(there) == ChainTask().answer(back)
+
+
+def test_transpositions_alone_reach_all_of_s5_within_five():
+    task = PermutationTask(degree=5, n_symbols=11)
+    chains = torch.randint(11, (40_000, 5), generator=make_generator(0))
+    assert task.answer(chains).unique().numel() == 120
+    assert (task.start_id, task.vocab_size) == (120, 123)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"degree": 1}, "degree=1"),
+        ({"degree": 7}, "degree=7"),
+        ({"n_symbols": 7}, "n_symbols=7"),
+        ({"n_symbols": 1}, "n_symbols=1"),
+    ],
+)
+def test_impossible_groups_are_rejected(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PermutationTask(**fields)

@@ -146,7 +146,7 @@ def test_sweep_runs_each_loop_once_and_reads_out_only_where_asked(monkeypatch):
 def test_sweep_in_parts_equals_a_sweep_at_once(monkeypatch):
     model = build_model(TINY, 0)
     whole = sweep(model, TASK, (2, 6), (1, 4), n_chains=50)
-    monkeypatch.setattr("mythos_lite.evaluation._TOKENS_AT_ONCE", 33)
+    monkeypatch.setattr("mythos_lite.evaluation._TOKENS_AT_ONCE", {"cpu": 33})
     assert sweep(model, TASK, (2, 6), (1, 4), n_chains=50) == whole
 
 

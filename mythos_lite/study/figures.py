@@ -1,0 +1,47 @@
+"""The study's figures, from a summary."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from mythos_lite import plots
+from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_enough_loops
+from mythos_lite.study.tables import FINAL_RUNG
+
+CHANCE = 1 / 7
+
+
+def how_far(summary: dict) -> Figure:
+    """Accuracy against chain length: the final model beside the baselines."""
+    entries = {"looped": summary["final"][FINAL_RUNG], **summary["baselines"]}
+    lines = {
+        name: {int(group.split("–")[-1]): accuracies_with_enough_loops(entry, group) for group in ENOUGH_LOOPS}
+        for name, entry in entries.items()
+    }
+    title = "Trained on at most 5 digits: the looped model is right on every length"
+    return plots.length_generalisation(lines, trained=5, chance=CHANCE, title=title)
+
+
+def what_mends(summary: dict) -> Figure:
+    """The ladder from the published setting to the final one."""
+    return _ladder(
+        {**summary["ladder"], "+ balanced experts: final": summary["final"][FINAL_RUNG]},
+        "From the published setting to one that holds, one change after the other",
+    )
+
+
+def what_is_needed(summary: dict) -> Figure:
+    """The final setting less one thing."""
+    return _ladder({"final": summary["final"][FINAL_RUNG], **summary["removal"]}, "The final setting, less one thing")
+
+
+def _ladder(entries: dict, title: str) -> Figure:
+    asked = {"2–5 digits, 4 loops": ("2–5", 4), "6–8 digits, 8 loops": ("6–8", 8), "64 digits, 64 loops": ("64", 64)}
+    rungs = {
+        name: {question: accuracies(entry, *pair) for question, pair in asked.items()}
+        for name, entry in entries.items()
+    }
+    return plots.ladder(rungs, chance=CHANCE, title=title)
+
+
+FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed}

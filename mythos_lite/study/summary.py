@@ -1,0 +1,99 @@
+"""What the records say, pooled: small enough to ship with the package, complete enough for every table and figure.
+
+A summary maps study → rung → an *entry*: ``seeds``, ``n_parameters``, ``seconds`` of training, ``errors``
+(what a run that blew up said), ``radii`` and ``correct``, which maps group of lengths → loops → a pair
+``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 8 on, single lengths; loops are strings, as in
+JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mythos_lite.evaluation import wilson_interval
+from mythos_lite.study.plan import STUDIES
+from mythos_lite.study.runner import read_record
+
+SUMMARY = Path(__file__).parent / "summary.json"
+ENOUGH_LOOPS = {"2–5": 4, "6–8": 8, "16": 16, "32": 32, "64": 64, "128": 128}
+"""Groups of lengths that every study of the chain task asks, with loops that are enough for them."""
+_GROUPS = {"2–5": (2, 3, 4, 5), "6–8": (6, 7, 8)}
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Every record below ``folder``, in the order of the plan and of the seeds.
+
+    Raises:
+        ValueError: for a file that is no record, or the record of a run that the plan does not have.
+    """
+    order = {(study, run.rung): i for study in STUDIES for i, run in enumerate(STUDIES[study][0](0))}
+    records = [read_record(path) for path in sorted(folder.glob("*/*.json"))]
+    for record in records:
+        if (record["study"], record["rung"]) not in order:
+            raise ValueError(f"the plan has no run {record['rung']!r} in {record['study']!r}; remove its record")
+    studies = list(STUDIES)
+    return sorted(
+        records,
+        key=lambda r: (studies.index(r["study"]), order[r["study"], r["rung"]], r["seed"]),
+    )
+
+
+def summarise(records: Iterable[dict]) -> dict:
+    """Records, in order, → summary."""
+    summary: dict = {}
+    for record in records:
+        new = {
+            "seeds": [], "n_parameters": record["n_parameters"], "seconds": [], "errors": [], "radii": [],
+            "correct": {},
+        }  # fmt: skip
+        entry = summary.setdefault(record["study"], {}).setdefault(record["rung"], new)
+        entry["seeds"].append(record["seed"])
+        entry["seconds"].append(round(record["provenance"]["seconds"]["training"]))
+        entry["errors"] += [record["error"]] if "error" in record else []
+        entry["radii"].append(dict(record.get("radii", [])).get(32))
+        pooled: dict = {}
+        for n_digits, n_loops, n_chains, n_correct in record["counts"]:
+            for group in _groups_of(n_digits, record["study"]):
+                pairs = pooled.setdefault(group, {}).setdefault(str(n_loops), {})
+                if n_chains > pairs.get(n_digits, (0, 0))[1]:  # the larger of two questions alike
+                    pairs[n_digits] = (n_correct, n_chains)
+        for group, loops in pooled.items():
+            for n_loops, by_length in loops.items():
+                if len(by_length) < max(len(other) for other in loops.values()):
+                    continue  # not asked of all lengths of the group
+                total = [sum(pair[i] for pair in by_length.values()) for i in (0, 1)]
+                entry["correct"].setdefault(group, {}).setdefault(n_loops, []).append(total)
+    return summary
+
+
+def _groups_of(n_digits: int, study: str) -> list[str]:
+    """Heat maps want every length by itself; elsewhere short ones count together."""
+    if study == "windows":
+        return [str(n_digits)]
+    return [group for group, lengths in _GROUPS.items() if n_digits in lengths] + [str(n_digits)] * (n_digits >= 8)
+
+
+def load_summary() -> dict:
+    """The summary that ships with the package, of the runs in ``results/study``."""
+    return json.loads(SUMMARY.read_text(encoding="utf-8"))
+
+
+def accuracies(entry: dict, group: str, n_loops: int) -> list[float]:
+    """One accuracy per seed."""
+    return [n_correct / n_chains for n_correct, n_chains in entry["correct"][group][str(n_loops)]]
+
+
+def worst_interval(entry: dict, group: str, n_loops: int) -> tuple[float, float]:
+    """95 % interval of the worst seed's accuracy."""
+    return wilson_interval(*min(entry["correct"][group][str(n_loops)], key=lambda pair: pair[0] / pair[1]))
+
+
+def accuracies_with_enough_loops(entry: dict, group: str) -> list[float]:
+    """One accuracy per seed; of a model without loops, as it is."""
+    return accuracies(entry, group, 1 if list(entry["correct"][group]) == ["1"] else ENOUGH_LOOPS[group])
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
