@@ -116,6 +116,35 @@ def loops_by_length(
     return figure
 
 
+def frontier(
+    predicted: Mapping[tuple[int, int], int], measured: Mapping[tuple[int, int], int | None], *, title: str
+) -> Figure:
+    """Two heat maps over chain length and window: the loops that are needed, on paper and as measured.
+
+    Both map (window, length) to a number of loops; ``None`` is drawn as a dash.
+    """
+    if set(predicted) != set(measured) or not predicted:
+        raise ValueError("predicted and measured must hold the same pairs of window and length, at least one")
+    windows, lengths = (sorted({pair[i] for pair in predicted}) for i in (0, 1))
+    highest = max(loops for loops in (*predicted.values(), *measured.values()) if loops is not None)
+    figure = Figure(figsize=(2.2 + 0.5 * len(lengths), 2.0 + 0.9 * len(windows)), layout="constrained", dpi=130)
+    for axes, values, name in zip(figure.subplots(2), (predicted, measured), ("on paper", "measured"), strict=True):
+        grid = np.array([[values[w, n] or np.nan for n in lengths] for w in windows], dtype=float)
+        image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=1, vmax=highest)
+        for i, j in np.ndindex(grid.shape):
+            text = "–" if np.isnan(grid[i, j]) else f"{grid[i, j]:.0f}"
+            colour = "black" if grid[i, j] > 0.55 * highest or text == "–" else "white"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.set_yticks(range(len(windows)), windows)
+        axes.set(ylabel="window (tokens)")
+        axes.set_title(f"loops needed, {name}", fontsize=10, loc="left")
+    axes.set_xlabel("length of the chain")
+    figure.colorbar(image, ax=figure.axes, label="loops")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def length_generalisation(
     lines: Mapping[str, Mapping[int, Sequence[float]]], *, trained: int, chance: float, title: str
 ) -> Figure:

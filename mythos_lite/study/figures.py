@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from mythos_lite import plots
+from mythos_lite.study.plan import windows
 from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_enough_loops
 from mythos_lite.study.tables import FINAL_RUNG
 
@@ -35,6 +36,20 @@ def what_is_needed(summary: dict) -> Figure:
     return _ladder({"final": summary["final"][FINAL_RUNG], **summary["removal"]}, "The final setting, less one thing")
 
 
+def frontier(summary: dict) -> Figure:
+    """Loops needed by length and window: what ``ModelConfig.loops_needed`` says, and the first loop count from which
+    99 % of the chains are right."""
+    predicted, measured = {}, {}
+    for run in windows(0):
+        entry = summary["windows"][run.rung]
+        for length, by_loops in entry["correct"].items():
+            pair = (run.model.window, int(length))
+            predicted[pair] = run.model.loops_needed(int(length))
+            right = [loops for loops in map(int, by_loops) if min(accuracies(entry, length, loops)) >= 0.99]
+            measured[pair] = min(right, default=None)
+    return plots.frontier(predicted, measured, title="A wider window needs fewer loops")
+
+
 def _ladder(entries: dict, title: str) -> Figure:
     asked = {"2–5 digits, 4 loops": ("2–5", 4), "6–8 digits, 8 loops": ("6–8", 8), "64 digits, 64 loops": ("64", 64)}
     rungs = {
@@ -44,4 +59,4 @@ def _ladder(entries: dict, title: str) -> Figure:
     return plots.ladder(rungs, chance=CHANCE, title=title)
 
 
-FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed}
+FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier}

@@ -68,14 +68,17 @@ _SHORT = (
     Sweep(lengths=(2, 3, 4, 5), loops=(1, 2, 4, 8), n_chains=1000),
     Sweep(lengths=(6, 7, 8), loops=(1, 2, 4, 6, 8, 16, 32), n_chains=1000),
 )
-LADDER_SWEEPS = (*_SHORT, *(Sweep(lengths=(n,), loops=(n,), n_chains=300) for n in (16, 32, 64, 128)))
+LADDER_SWEEPS = (
+    *_SHORT,
+    *(Sweep(lengths=(n,), loops=(n,), n_chains=k) for n, k in ((16, 300), (32, 300), (64, 200), (128, 100))),
+)
 """As many loops as digits are enough for any length: ``loops_needed`` is at most that."""
 TASK_SWEEPS = (*_SHORT, *(Sweep(lengths=(n,), loops=(n, 2 * n), n_chains=1000) for n in (16, 32, 40, 64)))
 FINAL_SWEEPS = (
     Sweep(lengths=(2, 3, 4, 5, 6, 7), loops=(1, 2, 4, 6, 8, 16, 32, 64), n_chains=5000),
     Sweep(lengths=(8,), loops=(1, 2, 4, 6, 8, 16, 32, 64, 128, 256, 512), n_chains=5000),
     *(Sweep(lengths=(n,), loops=(n,), n_chains=5000) for n in (16, 32, 64, 128)),
-    *(Sweep(lengths=(n,), loops=(128, 256, 512), n_chains=1000) for n in (32, 128)),
+    Sweep(lengths=(128,), loops=(128, 256, 512), n_chains=1000),
 )
 WINDOW_SWEEPS = (Sweep(lengths=tuple(range(2, 25, 2)), loops=tuple(range(1, 25)), n_chains=300),)
 BASELINE_SWEEPS = (
@@ -110,8 +113,10 @@ class Change:
 
 CHANGES = (
     Change("2,000 steps", "282 steps", train=("steps", "log_every", "checkpoint_every")),
-    Change("narrower model", None, model=("d_model", "d_ff", "n_shared_experts", "vocab_size")),
-    Change("larger initial weights", "published initial weights", model=("initializer_range",)),
+    Change(
+        "narrower model, larger initial weights", None,
+        model=("d_model", "d_ff", "n_shared_experts", "vocab_size", "initializer_range"),
+    ),
     Change("published optimiser replaced", "published optimiser",
            train=("lr", "warmup_steps", "weight_decay", "beta2", "eps")),
     Change("fresh chains, batches of 256", "3,000 chains, batches of 64", train=("batch_size", "n_train_chains")),

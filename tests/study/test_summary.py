@@ -1,0 +1,89 @@
+"""From records to tables and figures, on records made up by hand and on the committed ones."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from mythos_lite.study import figures, summary, tables
+from mythos_lite.study.plan import STUDIES
+from mythos_lite.study.runner import describe
+
+ROOT = Path(__file__).parents[2]
+
+
+def made_up(run, share):
+    """A record of ``run`` in which this share of the chains is right everywhere."""
+    counts = [[n, t, s.n_chains, round(share * s.n_chains)] for s in run.sweeps for n in s.lengths for t in s.loops]
+    provenance = {"seconds": {"training": 10.0, "sweep": 1.0}}
+    return {**describe(run), "n_parameters": 5, "counts": counts, "provenance": provenance, "radii": [[32, 0.5]]}
+
+
+@pytest.fixture(scope="module")
+def whole_plan():
+    """Two seeds of every run of the plan, right on .4 and on .8 of the chains."""
+    records = [made_up(run, 0.4 + 0.4 * s) for make, _ in STUDIES.values() for s in (0, 1) for run in make(s)]
+    return summary.summarise(sorted(records, key=lambda r: list(STUDIES).index(r["study"])))
+
+
+def test_summary_pools_lengths_and_keeps_seeds_apart(whole_plan):
+    entry = whole_plan["final"]["GQA with experts"]
+    assert entry["seeds"] == [0, 1]
+    assert entry["correct"]["6–8"]["8"] == [[6000, 15000], [12000, 15000]]
+    assert summary.accuracies(entry, "2–5", 4) == [0.4, 0.8]
+    assert summary.accuracies_with_enough_loops(entry, "128") == [0.4, 0.8]
+    assert set(entry["correct"]["6–8"]) == {"1", "2", "4", "6", "8", "16", "32", "64"}  # beyond, only 8 was asked
+    assert "512" in entry["correct"]["8"]
+    low, high = summary.worst_interval(entry, "6–8", 8)
+    assert low < 0.4 < high
+
+
+def test_question_asked_twice_counts_with_the_more_chains(whole_plan):
+    assert whole_plan["final"]["GQA with experts"]["correct"]["128"]["128"][0] == [2000, 5000]
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_tables_are_rectangular_and_show_mean_and_worst(name, whole_plan):
+    lines = tables.TABLES[name](whole_plan).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert set(lines[1]) <= set("|- ")
+    assert all("0.600 (0.400)" in line or "0.4000 (0." in line for line in lines[2:])
+
+
+def test_ladder_ends_and_removal_begins_with_the_final_setting(whole_plan):
+    assert "final" in tables.ladder_table(whole_plan).splitlines()[-1]
+    assert "as it is" in tables.removal_table(whole_plan).splitlines()[2]
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_figures_have_titles_and_labels(name, whole_plan):
+    axes = figures.FIGURES[name](whole_plan).axes
+    assert any(one.get_title() or one.get_title("left") for one in axes)
+    assert any(one.get_xlabel() for one in axes)
+
+
+def test_record_that_the_plan_does_not_have_is_refused(tmp_path):
+    record = made_up(STUDIES["tasks"][0](0)[0], 0.5) | {"rung": "sudoku"}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sudoku-seed0.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="sudoku"):
+        summary.read_records(tmp_path)
+
+
+def build():
+    spec = importlib.util.spec_from_file_location("build_results", ROOT / "results" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_and_shipped_summary_are_what_the_records_say():
+    for path, content in build().built().items():
+        assert path.read_bytes() == content, f"{path.name} is stale: run python results/build.py"
+
+
+def test_every_table_has_its_place():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for name in tables.TABLES:
+        assert f"<!-- study {name}: begin -->" in text, name
