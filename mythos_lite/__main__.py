@@ -148,7 +148,8 @@ def _study(args: argparse.Namespace) -> int:
         for run in runs:
             print(f"{run.study:10} {run.rung}, seed {run.seed}")
         return 0
-    records = run_study(runs, args.results, jobs=args.jobs)
+    weights = Path("runs") / "study" if args.results == RESULTS else args.results
+    records = run_study(runs, args.results, weights, args.jobs)
     print(f"{len(records)} runs are in {args.results}")
     if args.compare is None:
         return 0

@@ -9,6 +9,7 @@ Tables stand between the markers ``<!-- study NAME: begin -->`` and ``<!-- study
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import re
@@ -31,14 +32,10 @@ def built() -> dict[Path, bytes]:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         for name, table in tables.TABLES.items():
-            if not {name, "final"} <= set(found):
-                continue
-            text = re.sub(
-                rf"(<!-- study {name}: begin -->\n).*?(<!-- study {name}: end -->)",
-                lambda match, table=table: f"{match[1]}{table(found)}{match[2]}",
-                text,
-                flags=re.S,
-            )
+            block = rf"(<!-- study {name}: begin -->\n).*?(<!-- study {name}: end -->)"
+            with contextlib.suppress(KeyError):  # a table whose runs are not there yet stays as it is
+                made = table(found)
+                text = re.sub(block, lambda match, made=made: f"{match[1]}{made}{match[2]}", text, flags=re.S)
         files[path] = text.encode()
     return files
 
@@ -48,8 +45,9 @@ def drawn() -> dict[Path, bytes]:
     found, files = summary.load_summary(), {}
     for name, figure in figures.FIGURES.items():
         buffer = io.BytesIO()
-        figure(found).savefig(buffer, format="png", metadata={"Software": None})
-        files[FOLDER / f"{name}.png"] = buffer.getvalue()
+        with contextlib.suppress(KeyError):
+            figure(found).savefig(buffer, format="png", metadata={"Software": None})
+            files[FOLDER / f"{name}.png"] = buffer.getvalue()
     return files
 
 

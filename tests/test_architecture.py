@@ -13,7 +13,7 @@ PACKAGE = Path(mythos_lite.__file__).parent
 ORDER = [
     "config", "data", "layers", "cache", "attention", "moe", "block", "injection", "halting", "checkpoint",
     "provenance", "model", "losses", "spectral", "training", "evaluation", "plots", "report", "experiment",
-    "study.baselines", "study.plan", "study.runner", "study.summary", "study.tables", "study.figures",
+    "baselines", "study.plan", "study.runner", "study.summary", "study.tables", "study.figures",
     "lessons.session", "lessons.display", "lessons.exercise",
     *(f"lessons.lesson0{n}" for n in range(1, 7)), "lessons.catalogue", "lessons.grading", "__main__",
 ]  # fmt: skip

@@ -126,6 +126,21 @@ def test_shipped_checkpoint_does_what_its_result_says(name):
         assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=0.01)
 
 
+@every_checkpoint
+def test_model_card_says_what_the_result_says(name):
+    card = (SHIPPED / name / "MODEL_CARD.md").read_text(encoding="utf-8")
+    (result,) = [r for r in RESULTS if (r["recipe"], r["experts"], r["seed"]) == (*SHIPPED_RUNS[name], 0)]
+    lines = re.findall(r"^\| (\d+)(?:–(\d+))? \| (\d+)(?: to (\d+))? \| ([\d.]+) \|$", card, re.M)
+    assert lines
+    for first, last, low, high, accuracy in lines:
+        rows = pool(result["rows"], range(int(first), int(last or first) + 1))
+        asked = [row for row in rows if int(low) <= row["n_loops"] <= int(high or low)]
+        assert asked
+        assert all(f"{row['accuracy']:.3f}" == accuracy for row in asked)
+    model = RecurrentDepthTransformer.from_pretrained(name)
+    assert f"| parameters | {model.n_parameters():,} in float32 |" in card
+
+
 def test_no_expert_of_the_trained_model_is_starved_or_swamped():
     model = RecurrentDepthTransformer.from_pretrained("mod7-experts")
     shares = torch.tensor(expert_shares(model, TASK, [2, 3, 4, 5], 4, n_chains=200)).mean(dim=0)

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mythos_lite.baselines import BaselineConfig
 from mythos_lite.config import (
     ModelConfig,
     TrainConfig,
@@ -32,7 +33,6 @@ from mythos_lite.config import (
     published_recipe,
 )
 from mythos_lite.data import ChainTask, PermutationTask, Task
-from mythos_lite.study.baselines import BaselineConfig
 
 THREE_SEEDS, FIVE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
 
@@ -70,10 +70,14 @@ _SHORT = (
 )
 LADDER_SWEEPS = (
     *_SHORT,
-    *(Sweep(lengths=(n,), loops=(n,), n_chains=k) for n, k in ((16, 300), (32, 300), (64, 200), (128, 100))),
+    *(Sweep(lengths=(n,), loops=(4, 8, n), n_chains=k) for n, k in ((16, 300), (32, 300), (64, 200), (128, 100))),
 )
 """As many loops as digits are enough for any length: ``loops_needed`` is at most that."""
-TASK_SWEEPS = (*_SHORT, *(Sweep(lengths=(n,), loops=(n, 2 * n), n_chains=1000) for n in (16, 32, 40, 64)))
+TASK_SWEEPS = (
+    Sweep(lengths=(3, 4, 5), loops=(1, 2, 4, 8), n_chains=1000),  # no chain of two bits is held out
+    _SHORT[1],
+    *(Sweep(lengths=(n,), loops=(n, 2 * n), n_chains=1000) for n in (16, 32, 40, 64)),
+)
 FINAL_SWEEPS = (
     Sweep(lengths=(2, 3, 4, 5, 6, 7), loops=(1, 2, 4, 6, 8, 16, 32, 64), n_chains=5000),
     Sweep(lengths=(8,), loops=(1, 2, 4, 6, 8, 16, 32, 64, 128, 256, 512), n_chains=5000),
@@ -113,10 +117,8 @@ class Change:
 
 CHANGES = (
     Change("2,000 steps", "282 steps", train=("steps", "log_every", "checkpoint_every")),
-    Change(
-        "narrower model, larger initial weights", None,
-        model=("d_model", "d_ff", "n_shared_experts", "vocab_size", "initializer_range"),
-    ),
+    Change("narrower model", None, model=("d_model", "d_ff", "n_shared_experts", "vocab_size")),
+    Change("larger initial weights", "published initial weights", model=("initializer_range",)),
     Change("published optimiser replaced", "published optimiser",
            train=("lr", "warmup_steps", "weight_decay", "beta2", "eps")),
     Change("fresh chains, batches of 256", "3,000 chains, batches of 64", train=("batch_size", "n_train_chains")),
@@ -124,7 +126,7 @@ CHANGES = (
     Change("no loop number, no depth-wise LoRA", "loop number and depth-wise LoRA",
            model=("loop_index_embedding", "depth_lora_rank", "n_loops")),
     Change("LTI injection", "additive injection", model=("injection",)),
-    Change("window of 2", "full attention", model=("window", "rope_theta")),
+    Change("window of 2", "full attention, loss at the last loop", model=("window", "rope_theta")),
     Change("tanh on the state", "no tanh", model=("state_activation",)),
     Change("loss from the needed loop on, one digit too", "loss at the last loop", train=("loss", "min_digits")),
     Change("3 or 4 loops at random", "4 loops always", train=("min_loops",)),
@@ -151,7 +153,7 @@ def ladder(seed: int) -> list[Run]:
         model = _with_fields(model, change.model, FINAL)
         train = _with_fields(train, change.train, final_train(seed))
         runs.append(_run("ladder", f"+ {change.adding}", seed, model, train))
-    return runs[:-1]  # the last is the final setting, which ``final`` runs
+    return runs[:-2]  # the last is the final setting, the one before it the removal of balanced experts
 
 
 def removal(seed: int) -> list[Run]:
@@ -161,7 +163,11 @@ def removal(seed: int) -> list[Run]:
         if change.removing is None:  # the wide model takes four times as long
             continue
         model = _with_fields(FINAL, change.model, published_model_)
+        # The adapter has a scale per loop: with more than are trained, later loops would read untrained ones.
+        model = dataclasses.replace(model, n_loops=FINAL.n_loops)
         train = _with_fields(final_train(seed), change.train, published_train)
+        if model.window is None:  # every loop would count as enough, so the loss would ask for the answer at once
+            train = dataclasses.replace(train, loss="last")
         runs.append(_run("removal", change.removing, seed, model, train))
     runs.append(_run("removal", NO_START, seed, FINAL, final_train(seed), task=ChainTask(start_token=False)))
     return runs
@@ -181,10 +187,11 @@ def baselines(seed: int) -> list[Run]:
 BASELINES = {
     "transformer, same parameters": BaselineConfig(kind="transformer", n_layers=3, d_ff=178),
     "transformer, same FLOPs": BaselineConfig(kind="transformer", n_layers=10, d_ff=176),
+    "transformer, same FLOPs, window of 2": BaselineConfig(kind="transformer", n_layers=10, d_ff=176, window=2),
     "LSTM": BaselineConfig(kind="lstm", d_model=136),
     "GRU": BaselineConfig(kind="gru", d_model=157),
 }
-"""All but the second have the parameters of the final model; that one has its FLOPs at eight loops."""
+"""Those of ten layers have the FLOPs of the final model at eight loops, the others have its parameters."""
 TASKS = {
     "parity": ChainTask(modulus=2, n_symbols=2),
     "sum modulo 5": ChainTask(modulus=5, n_symbols=5),
@@ -201,9 +208,10 @@ def tasks(seed: int) -> list[Run]:
 
 
 def windows(seed: int) -> list[Run]:
+    """Trained on chains that need up to three loops at every window: 5, 10 and 15 digits."""
     return [
-        _run("windows", f"window of {w}", seed, dataclasses.replace(FINAL, window=w), final_train(seed),
-             sweeps=WINDOW_SWEEPS)
+        _run("windows", f"window of {w}", seed, dataclasses.replace(FINAL, window=w),
+             dataclasses.replace(final_train(seed), max_digits=5 * (w - 1)), sweeps=WINDOW_SWEEPS)
         for w in (2, 3, 4)
     ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from mythos_lite.baselines import build_baseline, count_correct, train_baseline
 from mythos_lite.checkpoint import write_files
 from mythos_lite.config import ModelConfig, check_choice, check_int
 from mythos_lite.data import Task
@@ -26,12 +28,12 @@ from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, s
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance, source_hash
 from mythos_lite.spectral import loop_radii
-from mythos_lite.study.baselines import build_baseline, count_correct, train_baseline
 from mythos_lite.study.plan import STUDIES, TRAINED_LOOPS, Run, Sweep
 from mythos_lite.training import NonFiniteError, build_model, train
 
 RESULTS = Path("results") / "study"
-WEIGHTS = Path("runs") / "study"
+CHAINS_SEED = 1
+"""Seed of the evaluation chains: not those that the main job, and whoever tunes with it, looks at."""
 _REST_LOOPS = (4, 8, 16, 32, 64)
 _CURVE = ("step", "loss", "accuracy", "grad_norm")
 
@@ -61,7 +63,7 @@ def execute(run: Run, weights: Path | None = None) -> dict:
             train(model, run.task, run.train, progress=False) if looped else train_baseline(model, run.task, run.train)
         )
     except NonFiniteError as error:
-        counts = [[n, t, 1, 0] for s in run.sweeps for n in s.lengths for t in s.loops]
+        counts = [[n, t, len(_chains(run.task, n, s)), 0] for s in run.sweeps for n in s.lengths for t in s.loops]
         record |= {"error": str(error), "curve": [], "counts": counts}
         trained = time.perf_counter()
     else:
@@ -81,14 +83,14 @@ def execute(run: Run, weights: Path | None = None) -> dict:
 def _count(model: torch.nn.Module, task: Task, asked: Sweep) -> list[list[int]]:
     """Rows of counts for one sweep. A loop count at which the logits are not finite answers nothing."""
     if not isinstance(model, RecurrentDepthTransformer):
-        chains = [evaluation_chains(task, n, asked.n_chains) for n in asked.lengths]
+        chains = [_chains(task, n, asked) for n in asked.lengths]
         return [[c.shape[1], 1, len(c), count_correct(model, task, c)] for c in chains]
     rows = []
     for n in asked.lengths:
         loops = list(asked.loops)
         while loops:
             try:
-                found = sweep(model, task, [n], loops, n_chains=asked.n_chains)
+                found = sweep(model, task, [n], loops, n_chains=asked.n_chains, seed=CHAINS_SEED)
             except ValueError as error:
                 if "not finite" not in str(error):
                     raise
@@ -96,26 +98,29 @@ def _count(model: torch.nn.Module, task: Task, asked: Sweep) -> list[list[int]]:
                 continue
             rows += [[n, row["n_loops"], row["n_chains"], row["n_correct"]] for row in found]
             break
-        n_chains = len(evaluation_chains(task, n, asked.n_chains))
-        rows += [[n, t, n_chains, 0] for t in asked.loops if t not in loops]
+        rows += [[n, t, len(_chains(task, n, asked)), 0] for t in asked.loops if t not in loops]
     return rows
+
+
+def _chains(task: Task, n_digits: int, asked: Sweep) -> torch.Tensor:
+    return evaluation_chains(task, n_digits, asked.n_chains, CHAINS_SEED)
 
 
 @torch.no_grad()
 def _at_rest(model: RecurrentDepthTransformer, task: Task, n_digits: int = 8) -> dict:
     """ρ(J) of one held-out chain's map, and the median residual at EQ of a hundred, at several loop counts."""
-    batch = task.encode(evaluation_chains(task, n_digits, 100))
+    batch = task.encode(evaluation_chains(task, n_digits, 100, CHAINS_SEED))
     residual = {
         step.loop: step.residual()[:, -1].median().item()
         for step in model.loop(batch.token_ids, _REST_LOOPS[-1])
         if step.loop in _REST_LOOPS
     }
-    found = {"residuals": [[t, _rounded(residual[t])] for t in _REST_LOOPS]}
-    if all(value == value and value < float("inf") for value in residual.values()):
+    found = {"residuals": [[t, _rounded(residual[t]) if math.isfinite(residual[t]) else None] for t in _REST_LOOPS]}
+    if all(map(math.isfinite, residual.values())):
         radii = loop_radii(model, batch.token_ids[:1], _REST_LOOPS)
         found["radii"] = [[t, round(r, 4)] for t, r in zip(_REST_LOOPS, radii, strict=True)]
     if model.config.n_experts:
-        shares = expert_shares(model, task, [5], TRAINED_LOOPS)
+        shares = expert_shares(model, task, [5], TRAINED_LOOPS, seed=CHAINS_SEED)
         found["expert_shares"] = [[round(share, 3) for share in row] for row in shares]
     return found
 
@@ -166,12 +171,11 @@ def rows_of(record: dict) -> list[dict]:
     ]
 
 
-def run_study(
-    runs: Sequence[Run], results: Path = RESULTS, weights: Path | None = WEIGHTS, jobs: int = 2
-) -> list[dict]:
+def run_study(runs: Sequence[Run], results: Path = RESULTS, weights: Path | None = None, jobs: int = 2) -> list[dict]:
     """Run what is not in ``results`` yet, ``jobs`` processes of one thread each; the records of all ``runs``.
 
-    Each record is written when its run ends, so that an interruption loses only the runs under way.
+    Each record is written when its run ends, so that an interruption loses only the runs under way. With ``weights``,
+    looped models are saved there.
 
     Raises:
         ValueError: if ``results`` holds a run of the same name with another configuration.
@@ -193,20 +197,25 @@ def run_study(
         concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
         tqdm(total=len(waiting), desc="runs", unit="run", disable=hidden) as bar,
     ):
-        futures = {pool.submit(execute, run, weights): run for run in waiting}
+        futures = {pool.submit(_execute_and_write, run, results, weights): run for run in waiting}
         try:
             for future in concurrent.futures.as_completed(futures):
-                run, record = futures[future], future.result()
-                path = results / f"{run.name}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_files({path: (json.dumps(record) + "\n").encode()})
-                records[run.name] = record
-                bar.set_postfix_str(run.name)
+                records[futures[future].name] = future.result()
+                bar.set_postfix_str(futures[future].name)
                 bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [records[run.name] for run in runs]
+
+
+def _execute_and_write(run: Run, results: Path, weights: Path | None) -> dict:
+    """In a process of its own, so that what is finished is written whatever becomes of the others."""
+    record = execute(run, weights)
+    path = results / f"{run.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_files({path: (json.dumps(record) + "\n").encode()})
+    return record
 
 
 def disagreements(record: dict, other: dict) -> list[str]:

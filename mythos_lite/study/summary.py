@@ -1,7 +1,8 @@
 """What the records say, pooled: small enough to ship with the package, complete enough for every table and figure.
 
 A summary maps study → rung → an *entry*: ``seeds``, ``n_parameters``, ``seconds`` of training, ``errors``
-(what a run that blew up said), ``radii`` and ``correct``, which maps group of lengths → loops → a pair
+(what a run that blew up said), ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64) on 8 digits per seed, and
+``correct``, which maps group of lengths → loops → a pair
 ``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 8 on, single lengths; loops are strings, as in
 JSON.
 """
@@ -12,27 +13,30 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mythos_lite.evaluation import wilson_interval
+from mythos_lite.evaluation import make_row, wilson_interval
 from mythos_lite.study.plan import STUDIES
-from mythos_lite.study.runner import read_record
+from mythos_lite.study.runner import describe, read_record
 
 SUMMARY = Path(__file__).parent / "summary.json"
 ENOUGH_LOOPS = {"2–5": 4, "6–8": 8, "16": 16, "32": 32, "64": 64, "128": 128}
 """Groups of lengths that every study of the chain task asks, with loops that are enough for them."""
-_GROUPS = {"2–5": (2, 3, 4, 5), "6–8": (6, 7, 8)}
+_GROUPS = {"2–5": (2, 3, 4, 5), "3–5": (3, 4, 5), "6–8": (6, 7, 8)}
 
 
 def read_records(folder: Path) -> list[dict]:
     """Every record below ``folder``, in the order of the plan and of the seeds.
 
     Raises:
-        ValueError: for a file that is no record, or the record of a run that the plan does not have.
+        ValueError: for a file that is no record, or the record of a run that is not in the plan as it is now.
     """
     order = {(study, run.rung): i for study in STUDIES for i, run in enumerate(STUDIES[study][0](0))}
-    records = [read_record(path) for path in sorted(folder.glob("*/*.json"))]
-    for record in records:
-        if (record["study"], record["rung"]) not in order:
-            raise ValueError(f"the plan has no run {record['rung']!r} in {record['study']!r}; remove its record")
+    records = []
+    for path in sorted(folder.glob("*/*.json")):
+        record = read_record(path)
+        planned = STUDIES[record["study"]][0](record["seed"]) if record["study"] in STUDIES else []
+        if not any(describe(run).items() <= record.items() for run in planned):
+            raise ValueError(f"{path} is not the record of a run that the plan has now; remove it")
+        records.append(record)
     studies = list(STUDIES)
     return sorted(
         records,
@@ -46,16 +50,18 @@ def summarise(records: Iterable[dict]) -> dict:
     for record in records:
         new = {
             "seeds": [], "n_parameters": record["n_parameters"], "seconds": [], "errors": [], "radii": [],
-            "correct": {},
+            "residuals": [], "correct": {},
         }  # fmt: skip
         entry = summary.setdefault(record["study"], {}).setdefault(record["rung"], new)
         entry["seeds"].append(record["seed"])
         entry["seconds"].append(round(record["provenance"]["seconds"]["training"]))
         entry["errors"] += [record["error"]] if "error" in record else []
-        entry["radii"].append(dict(record.get("radii", [])).get(32))
+        for name, n_loops in (("radii", 32), ("residuals", 64)):
+            entry[name].append(dict(record.get(name, [])).get(n_loops))
         pooled: dict = {}
+        asked = {n_digits for n_digits, *_ in record["counts"]}
         for n_digits, n_loops, n_chains, n_correct in record["counts"]:
-            for group in _groups_of(n_digits, record["study"]):
+            for group in _groups_of(n_digits, asked):
                 pairs = pooled.setdefault(group, {}).setdefault(str(n_loops), {})
                 if n_chains > pairs.get(n_digits, (0, 0))[1]:  # the larger of two questions alike
                     pairs[n_digits] = (n_correct, n_chains)
@@ -68,11 +74,10 @@ def summarise(records: Iterable[dict]) -> dict:
     return summary
 
 
-def _groups_of(n_digits: int, study: str) -> list[str]:
-    """Heat maps want every length by itself; elsewhere short ones count together."""
-    if study == "windows":
-        return [str(n_digits)]
-    return [group for group, lengths in _GROUPS.items() if n_digits in lengths] + [str(n_digits)] * (n_digits >= 8)
+def _groups_of(n_digits: int, asked: set[int]) -> list[str]:
+    """Names of the groups that a length counts in: the widest that was asked as a whole, and itself from 8 on."""
+    whole = [name for name, lengths in _GROUPS.items() if asked.issuperset(lengths) and n_digits in lengths]
+    return whole[:1] + [str(n_digits)] * (n_digits >= 8 or not whole)
 
 
 def load_summary() -> dict:
@@ -93,6 +98,15 @@ def worst_interval(entry: dict, group: str, n_loops: int) -> tuple[float, float]
 def accuracies_with_enough_loops(entry: dict, group: str) -> list[float]:
     """One accuracy per seed; of a model without loops, as it is."""
     return accuracies(entry, group, 1 if list(entry["correct"][group]) == ["1"] else ENOUGH_LOOPS[group])
+
+
+def rows(entry: dict, group: str) -> list[dict]:
+    """Rows of a group, one per loop count, all seeds together, as ``evaluation`` makes them."""
+    totals = {
+        int(n_loops): [sum(pair[i] for pair in pairs) for i in (0, 1)]
+        for n_loops, pairs in entry["correct"][group].items()
+    }
+    return [make_row(group, n_loops, *totals[n_loops]) for n_loops in sorted(totals)]
 
 
 def mean(values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mythos_lite.study.plan import CHANGES, TASKS
 from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_enough_loops, mean, worst_interval
 
 Entry = dict
@@ -11,10 +12,19 @@ Column = tuple[str, Callable[[Entry], str]]
 FINAL_RUNG = "GQA with experts"
 
 
+def ladder_entries(summary: dict) -> dict[str, Entry]:
+    """The ladder's settings by name, the last two from the studies that ran them."""
+    *_, averaged, balanced = CHANGES
+    return {
+        **summary["ladder"],
+        f"+ {averaged.adding}": summary["removal"][balanced.removing],
+        f"+ {balanced.adding}: final": summary["final"][FINAL_RUNG],
+    }
+
+
 def ladder_table(summary: dict) -> str:
     """From the published setting to the final one."""
-    final = {"+ balanced experts: **final**": summary["final"][FINAL_RUNG]}
-    return _table("setting", {**summary["ladder"], **final}, _LADDER)
+    return _table("setting", ladder_entries(summary), _LADDER)
 
 
 def removal_table(summary: dict) -> str:
@@ -37,18 +47,30 @@ def baseline_table(summary: dict) -> str:
 
 def task_table(summary: dict) -> str:
     """The same recipe on other groups."""
-    asked = [("2–5", 4), ("6–8", 1), ("6–8", 4), ("6–8", 8), ("16", 16), ("32", 32), ("40", 40), ("40", 80), ("64", 64)]
-    return _table("task", summary["tasks"], [("seeds", _seeds), *(_at(*pair) for pair in asked)])
+    asked = [("3–5", 4), ("6–8", 4), ("6–8", 8), ("16", 16), ("32", 32), ("40", 40), ("40", 80), ("64", 64)]
+    named = {f"{name} (chance {1 / TASKS[name].n_answers:.2g})": entry for name, entry in summary["tasks"].items()}
+    return _table("task", named, [("seeds", _seeds), *(_at(*pair) for pair in asked)])
+
+
+def rest_table(summary: dict) -> str:
+    """Does the state come to rest? Residual and radius beside accuracy, over the settings."""
+    settings = {f"final, {name}": entry for name, entry in summary["final"].items()} | summary["removal"]
+    columns = [
+        ("ρ(J) at loop 32, lowest to highest", _range_of("radii")),
+        ("residual at loop 64", _range_of("residuals")),
+    ]
+    return _table("setting", settings, [("seeds", _seeds), *columns, _at("6–8", 8), _at("6–8", 32)])
 
 
 TABLES = {
     "ladder": ladder_table, "removal": removal_table, "final": final_table, "baselines": baseline_table,
-    "tasks": task_table,
+    "tasks": task_table, "rest": rest_table,
 }  # fmt: skip
 
 
 def _seeds(entry: Entry) -> str:
-    return str(len(entry["seeds"]))
+    failed = f", {len(entry['errors'])} blew up" if entry["errors"] else ""
+    return f"{len(entry['seeds'])}{failed}"
 
 
 def _parameters(entry: Entry) -> str:
@@ -71,8 +93,18 @@ def _enough(group: str) -> Column:
     return group, lambda entry: _mean_and_worst(accuracies_with_enough_loops(entry, group))
 
 
+def _range_of(key: str) -> Callable[[Entry], str]:
+    def cell(entry: Entry) -> str:
+        values = [value for value in entry[key] if value is not None]
+        return f"{min(values):.2g} to {max(values):.2g}" if values else "not finite"
+
+    return cell
+
+
 def _overthinking(entry: Entry) -> str:
-    lost = [a - b for a, b in zip(accuracies(entry, "6–8", 8), accuracies(entry, "6–8", 32), strict=True)]
+    """What the best loop count up to 8 gives, less what 32 give."""
+    best = [max(values) for values in zip(*(accuracies(entry, "6–8", t) for t in (1, 2, 4, 6, 8)), strict=True)]
+    lost = [a - b for a, b in zip(best, accuracies(entry, "6–8", 32), strict=True)]
     return f"{mean(lost):+.3f} ({max(lost):+.3f})"
 
 
@@ -89,5 +121,5 @@ def _table(first: str, entries: dict[str, Entry], columns: Sequence[Column]) -> 
 _FAR = (("6–8", 8), ("6–8", 64), ("16", 16), ("32", 32), ("64", 64), ("128", 128), ("8", 512), ("128", 512))
 _LADDER: tuple[Column, ...] = (
     ("seeds", _seeds), _at("2–5", 4), *(_at("6–8", loops) for loops in (1, 2, 4, 6, 8)),
-    *(_at(str(n), n) for n in (16, 32, 64, 128)), ("8 → 32 loops", _overthinking),
+    *(_at(str(n), n) for n in (16, 32, 64, 128)), ("best less 32 loops", _overthinking),
 )  # fmt: skip

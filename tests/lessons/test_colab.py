@@ -20,6 +20,8 @@ import numpy, torch
 before = {name: (id(sys.modules[name]), sys.modules[name].__file__) for name in ("numpy", "torch")}
 exec(sys.stdin.read())
 import mythos_lite
+from mythos_lite.study.summary import load_summary
+load_summary()
 assert mythos_lite.__file__.startswith(sys.argv[1]), mythos_lite.__file__
 assert before == {name: (id(sys.modules[name]), sys.modules[name].__file__) for name in ("numpy", "torch")}
 """

@@ -7,12 +7,14 @@ import pytest
 
 from mythos_lite import RecurrentDepthTransformer
 from mythos_lite.__main__ import main
+from mythos_lite.baselines import BaselineConfig
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.data import ChainTask
+from mythos_lite.evaluation import evaluation_chains
 from mythos_lite.study import plan, runner
-from mythos_lite.study.baselines import BaselineConfig
 from mythos_lite.study.plan import Run, Sweep
 from mythos_lite.study.runner import chosen_runs, describe, disagreements, execute, read_record, rows_of, run_study
+from mythos_lite.study.tables import FINAL_RUNG
 from mythos_lite.training import NonFiniteError
 
 TINY = ModelConfig(
@@ -128,14 +130,23 @@ def test_file_that_holds_no_record_is_refused(tmp_path):
 # ---------------------------------------------------------------- the plan
 
 
-def test_ladder_ends_one_change_before_the_final_setting():
+def test_ladder_leads_to_the_final_setting_with_the_two_rungs_that_other_studies_run():
     runs = plan.ladder(0)
     assert 10 <= len(runs) <= 14
-    last, change = runs[-1], plan.CHANGES[-1]
-    assert dataclasses.replace(last.model, **{f: getattr(plan.FINAL, f) for f in change.model}) == plan.FINAL
-    assert dataclasses.replace(
-        last.train, **{f: getattr(plan.final_train(0), f) for f in change.train}
-    ) == plan.final_train(0)
+    averaged, balanced = plan.CHANGES[-2:]
+    model, train = runs[-1].model, runs[-1].train
+    for change, (study, rung) in ((averaged, ("removal", balanced.removing)), (balanced, ("final", FINAL_RUNG))):
+        model = dataclasses.replace(model, **{f: getattr(plan.FINAL, f) for f in change.model})
+        train = dataclasses.replace(train, **{f: getattr(plan.final_train(0), f) for f in change.train})
+        (other,) = [run for run in plan.STUDIES[study][0](0) if run.rung == rung]
+        assert (model, train) == (other.model, other.train)
+
+
+def test_every_run_has_chains_to_be_asked():
+    for run in chosen_runs(list(plan.STUDIES), seeds=[0]):
+        for asked in run.sweeps:
+            for n in asked.lengths:
+                assert n > 8 or len(evaluation_chains(run.task, n, asked.n_chains))
 
 
 def test_every_rung_differs_from_the_one_before_it():

@@ -17,7 +17,14 @@ def made_up(run, share):
     """A record of ``run`` in which this share of the chains is right everywhere."""
     counts = [[n, t, s.n_chains, round(share * s.n_chains)] for s in run.sweeps for n in s.lengths for t in s.loops]
     provenance = {"seconds": {"training": 10.0, "sweep": 1.0}}
-    return {**describe(run), "n_parameters": 5, "counts": counts, "provenance": provenance, "radii": [[32, 0.5]]}
+    return {
+        **describe(run),
+        "n_parameters": 5,
+        "counts": counts,
+        "provenance": provenance,
+        "radii": [[32, 0.5]],
+        "residuals": [[64, 1e-6]],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,12 @@ def test_summary_pools_lengths_and_keeps_seeds_apart(whole_plan):
     assert "512" in entry["correct"]["8"]
     low, high = summary.worst_interval(entry, "6–8", 8)
     assert low < 0.4 < high
+
+
+def test_rows_take_all_seeds_together(whole_plan):
+    found = summary.rows(whole_plan["final"]["GQA with experts"], "6–8")
+    assert [row["n_loops"] for row in found] == [1, 2, 4, 6, 8, 16, 32, 64]
+    assert {(row["n_correct"], row["n_chains"]) for row in found} == {(18_000, 30_000)}
 
 
 def test_question_asked_twice_counts_with_the_more_chains(whole_plan):

@@ -19,7 +19,7 @@ from mythos_lite.block import Block
 from mythos_lite.config import Config, ModelConfig, TrainConfig, check_choice, check_int
 from mythos_lite.data import Task, make_generator
 from mythos_lite.layers import rms_norm
-from mythos_lite.training import StepStream, average_weights, learning_rate, make_optimizer
+from mythos_lite.training import NonFiniteError, StepStream, average_weights, learning_rate, make_optimizer
 
 KINDS = ("transformer", "lstm", "gru")
 _WEIGHTS = 3  # stream of a seed, as for looped models
@@ -27,28 +27,38 @@ _WEIGHTS = 3  # stream of a seed, as for looped models
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig(Config):
-    """Shape of a baseline. ``d_ff`` is read by the transformer alone."""
+    """Shape of a baseline. ``d_ff`` and ``window`` are read by the transformer alone."""
 
     kind: str
     vocab_size: int = 10
     d_model: int = 64
     n_layers: int = 1
     d_ff: int = 0
+    window: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
         for field in ("vocab_size", "d_model", "n_layers"):
             check_int(field, getattr(self, field), 1)
-        check_int("d_ff", self.d_ff, 1 if self.kind == "transformer" else 0, None if self.kind == "transformer" else 0)
+        if self.kind == "transformer":
+            check_int("d_ff", self.d_ff, 1)
+        elif self.d_ff or self.window is not None:
+            raise ValueError(
+                f"d_ff={self.d_ff} and window={self.window} are not read by kind={self.kind!r}; leave them out"
+            )
 
 
 class PlainTransformer(nn.Module):
-    """Causal transformer of untied pre-norm blocks, full attention, rotary positions, tied head."""
+    """Causal transformer of untied pre-norm blocks with rotary positions and a tied head."""
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         self.blocks_config = ModelConfig(
-            vocab_size=config.vocab_size, d_model=config.d_model, d_ff=config.d_ff, window=None, pad_token_id=None
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            d_ff=config.d_ff,
+            window=config.window,
+            pad_token_id=None,
         )
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(self.blocks_config) for _ in range(config.n_layers))
@@ -89,7 +99,11 @@ def build_baseline(config: BaselineConfig, seed: int) -> nn.Module:
 
 
 def train_baseline(model: nn.Module, task: Task, config: TrainConfig) -> list[dict]:
-    """Train in place; one record of step, loss and accuracy per ``log_every`` steps."""
+    """Train in place; one record of step, loss and accuracy per ``log_every`` steps.
+
+    Raises:
+        NonFiniteError: when the loss is not finite.
+    """
     stream = StepStream(task, config)
     optimizer = make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -100,6 +114,8 @@ def train_baseline(model: nn.Module, task: Task, config: TrainConfig) -> list[di
             group["lr"] = learning_rate(config, step)
         logits = model(batch.token_ids)[torch.arange(len(batch.answers)), batch.answer_positions]
         loss = F.cross_entropy(logits, batch.answers)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is not finite at step {step + 1}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
