@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -194,7 +195,7 @@ def run_study(runs: Sequence[Run], results: Path = RESULTS, weights: Path | None
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the new processes: two of two threads each are slower than one
     hidden = bool(os.environ.get("CI"))
     with (
-        concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
+        concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent) as pool,
         tqdm(total=len(waiting), desc="runs", unit="run", disable=hidden) as bar,
     ):
         futures = {pool.submit(_execute_and_write, run, results, weights): run for run in waiting}
@@ -207,6 +208,12 @@ def run_study(runs: Sequence[Run], results: Path = RESULTS, weights: Path | None
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [records[run.name] for run in runs]
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is killed would train on unseen; let it end too."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _execute_and_write(run: Run, results: Path, weights: Path | None) -> dict:

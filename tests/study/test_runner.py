@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +115,32 @@ def test_missing_runs_are_run_in_processes_of_their_own(tmp_path):
     (record,) = run_study([GRU], tmp_path, None, jobs=1)
     assert read_record(tmp_path / f"{GRU.name}.json") == record
     assert record["provenance"]["threads"] == 1
+
+
+PARENT = """
+import concurrent.futures, multiprocessing, os, time
+from mythos_lite.study.runner import _end_with_parent
+if __name__ == "__main__":
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        status = Path(f"/proc/{worker}/stat")
+        if not status.exists() or status.read_text().split(")")[-1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the worker outlives its parent")
 
 
 def test_disagreement_is_where_intervals_do_not_overlap(record):
