@@ -55,7 +55,7 @@ def execute(run: Run, weights: Path | None = None) -> dict:
 
     With ``weights``, a looped model is saved in a folder there.
     """
-    source, started = source_hash(), time.perf_counter()
+    source, started, cpu_started = source_hash(), time.perf_counter(), time.process_time()
     looped = isinstance(run.model, ModelConfig)
     model = build_model(run.model, run.seed) if looped else build_baseline(run.model, run.seed)
     record = {**describe(run), "n_parameters": sum(p.numel() for p in model.parameters())}
@@ -66,9 +66,9 @@ def execute(run: Run, weights: Path | None = None) -> dict:
     except NonFiniteError as error:
         counts = [[n, t, len(_chains(run.task, n, s)), 0] for s in run.sweeps for n in s.lengths for t in s.loops]
         record |= {"error": str(error), "curve": [], "counts": counts}
-        trained = time.perf_counter()
+        trained, cpu_trained = time.perf_counter(), time.process_time()
     else:
-        trained = time.perf_counter()
+        trained, cpu_trained = time.perf_counter(), time.process_time()
         record["curve"] = [[_rounded(point[key]) for key in _CURVE if key in point] for point in history]
         record["counts"] = [row for s in run.sweeps for row in _count(model, run.task, s)]
         if looped:
@@ -77,7 +77,9 @@ def execute(run: Run, weights: Path | None = None) -> dict:
                 model.save_pretrained(weights / run.name, **describe(run))
     command = [Path(sys.executable).name, "-m", "mythos_lite", "study", run.study]
     command += ["--rungs", run.rung, "--seeds", str(run.seed)]
-    seconds = {"training": trained - started, "sweep": time.perf_counter() - trained}
+    seconds = {
+        "training": trained - started, "training, CPU": cpu_trained - cpu_started, "sweep": time.perf_counter() - trained,
+    }  # fmt: skip
     return {**record, "provenance": provenance(command, source, torch.device("cpu"), seconds)}
 
 
