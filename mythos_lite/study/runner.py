@@ -78,8 +78,10 @@ def execute(run: Run, weights: Path | None = None) -> dict:
     command = [Path(sys.executable).name, "-m", "mythos_lite", "study", run.study]
     command += ["--rungs", run.rung, "--seeds", str(run.seed)]
     seconds = {
-        "training": trained - started, "training, CPU": cpu_trained - cpu_started, "sweep": time.perf_counter() - trained,
-    }  # fmt: skip
+        "training": trained - started,
+        "training, CPU": cpu_trained - cpu_started,
+        "sweep": time.perf_counter() - trained,
+    }
     return {**record, "provenance": provenance(command, source, torch.device("cpu"), seconds)}
 
 
