@@ -22,7 +22,7 @@ from mythos_lite.model import RecurrentDepthTransformer
 
 _CHAINS = 10  # stream of a seed, apart from those of training
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
-"""Per device. A CPU is fastest while all activations of a loop stay in its cache: 1.5 to 2 times here."""
+"""Per device. A CPU is fastest while all activations of a loop stay in its cache."""
 
 
 def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
