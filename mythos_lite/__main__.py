@@ -158,7 +158,7 @@ def _study(args: argparse.Namespace) -> int:
         for run, record in zip(runs, records, strict=True)
         for line in disagreements(record, read_record(args.compare / f"{run.name}.json"))
     ]
-    print("\n".join(differing) or f"they agree with those in {args.compare}: all 95 % intervals overlap")
+    print("\n".join(differing) or f"they agree with those in {args.compare}: all intervals overlap")
     return 1 if differing else 0
 
 

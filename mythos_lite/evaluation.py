@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from mythos_lite.config import check_int
+from mythos_lite.config import check_int, check_number
 from mythos_lite.data import Task, make_generator
 from mythos_lite.losses import answer_logits
 from mythos_lite.model import RecurrentDepthTransformer
@@ -25,11 +26,12 @@ _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
 """Per device. A CPU is fastest while all activations of a loop stay in its cache."""
 
 
-def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share; stays inside [0, 1] and is not empty at 0 or ``n`` correct."""
+def wilson_interval(n_correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a share, 95 % by default; stays inside [0, 1] and is not empty at 0 or ``n`` correct."""
     check_int("n", n, 1)
     check_int("n_correct", n_correct, 0, n)
-    z, p = 1.959964, n_correct / n
+    check_number("confidence", confidence, 0.0, 0.999999, open_low=True)
+    z, p = NormalDist().inv_cdf((1 + confidence) / 2), n_correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # Rounding must not move a bound past the share itself.

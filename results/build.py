@@ -1,6 +1,6 @@
 """Write everything that is made of the records in ``results/study``.
 
-    python results/build.py   # summary.json of the package, tables in results/README.md, figures
+    python results/build.py   # summary.json of the package, tables in both READMEs, figures
 
 Tables stand between the markers ``<!-- study NAME: begin -->`` and ``<!-- study NAME: end -->``. Tests compare all
 but the figures with the records.
@@ -21,20 +21,24 @@ sys.path.insert(0, str(ROOT))
 
 from mythos_lite.study import figures, summary, tables  # noqa: E402
 
-DOCUMENT = FOLDER / "README.md"
+DOCUMENTS = (ROOT / "README.md", FOLDER / "README.md")
 
 
 def built() -> dict[Path, bytes]:
     """Every file that follows from the records, with what belongs into it."""
     found = summary.summarise(summary.read_records(FOLDER / "study"))
     files = {summary.SUMMARY: (json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n").encode()}
-    text = DOCUMENT.read_text(encoding="utf-8")
+    made = {}
     for name, table in tables.TABLES.items():
-        block = rf"(<!-- study {name}: begin -->\n).*?(<!-- study {name}: end -->)"
         with contextlib.suppress(KeyError):  # a table whose runs are not there yet stays as it is
-            made = table(found)
-            text = re.sub(block, lambda match, made=made: f"{match[1]}{made}{match[2]}", text, flags=re.S)
-    return {**files, DOCUMENT: text.encode()}
+            made[name] = table(found)
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        for name, table in made.items():
+            block = rf"(<!-- study {name}: begin -->\n).*?(<!-- study {name}: end -->)"
+            text = re.sub(block, lambda match, table=table: f"{match[1]}{table}{match[2]}", text, flags=re.S)
+        files[path] = text.encode()
+    return files
 
 
 def drawn() -> dict[Path, bytes]:

@@ -37,8 +37,9 @@ def keys(chains):
 @given(n=st.integers(1, 5000), share=st.floats(0, 1))
 def test_interval_is_wilsons(n, share):
     n_correct = round(share * n)
-    expected = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
-    assert wilson_interval(n_correct, n) == pytest.approx((expected.low, expected.high), abs=1e-7)
+    for confidence in (0.95, 0.999):
+        expected = binomtest(n_correct, n).proportion_ci(confidence_level=confidence, method="wilson")
+        assert wilson_interval(n_correct, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-7)
 
 
 @pytest.mark.parametrize("n", [1, 7, 1000, 10**9])

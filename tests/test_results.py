@@ -90,8 +90,8 @@ def test_published_gains_nothing_from_loops_on_any_seed():
         assert max(more) - at_one < 0.02
 
 
-def test_readme_shows_the_summary_of_these_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_results_readme_shows_the_summary():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- summary: begin -->\n(.*)<!-- summary: end -->", text, re.S).group(1)
     assert shown == summary_table(DENSE)
 

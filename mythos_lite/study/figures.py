@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from matplotlib.figure import Figure
 
 from mythos_lite import plots
@@ -12,13 +14,17 @@ from mythos_lite.study.tables import FINAL_RUNG, ladder_entries
 CHANCE = 1 / 7
 
 
-def how_far(summary: dict) -> Figure:
-    """Accuracy against chain length: the final model beside the baselines."""
+def how_far(summary: dict, measured: Mapping[str, Mapping[int, Sequence[float]]] | None = None) -> Figure:
+    """Accuracy against chain length: the final model beside the baselines.
+
+    ``measured``: further lines, name → length → one accuracy per seed.
+    """
     entries = {"looped": summary["final"][FINAL_RUNG], **summary["baselines"]}
     lines = {
         name: {int(group.split("–")[-1]): accuracies_with_enough_loops(entry, group) for group in ENOUGH_LOOPS}
         for name, entry in entries.items()
     }
+    lines |= measured or {}
     last = min(accuracies_with_enough_loops(entries["looped"], "128"))
     title = f"Trained on at most 5 digits; at 128 the worst looped model is right on {last:.1%}"
     return plots.length_generalisation(lines, trained=5, chance=CHANCE, title=title)

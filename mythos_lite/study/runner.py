@@ -25,7 +25,7 @@ from mythos_lite.baselines import build_baseline, count_correct, train_baseline
 from mythos_lite.checkpoint import write_files
 from mythos_lite.config import ModelConfig, check_choice, check_int
 from mythos_lite.data import Task
-from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, sweep
+from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, sweep, wilson_interval
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance, source_hash
 from mythos_lite.spectral import loop_radii
@@ -230,10 +230,19 @@ def _execute_and_write(run: Run, results: Path, weights: Path | None) -> dict:
 
 
 def disagreements(record: dict, other: dict) -> list[str]:
-    """Where the 95 % intervals of two records of the same run do not overlap, in words."""
+    """Where the intervals of two records of the same run do not overlap, in words.
+
+    The intervals are so wide that all of a record's hold its true values with a chance of 95 % (Bonferroni):
+    two honest runs would else disagree somewhere among dozens of rows.
+    """
     found = []
-    for a, b in zip(rows_of(record), rows_of(other), strict=True):
-        if a["low"] > b["high"] or b["low"] > a["high"]:
+    pairs = list(zip(rows_of(record), rows_of(other), strict=True))
+    confidence = 1 - 0.05 / len(pairs)
+    for a, b in pairs:
+        (low, high), (other_low, other_high) = (
+            wilson_interval(row["n_correct"], row["n_chains"], confidence) for row in (a, b)
+        )
+        if low > other_high or other_low > high:
             where = f"{a['n_digits']} digits at {a['n_loops']} loops"
             found.append(f"{record['rung']}, seed {record['seed']}, {where}: {a['accuracy']:.3f}, {b['accuracy']:.3f}")
     return found

@@ -1,6 +1,6 @@
 """What the records say, pooled: small enough to ship with the package, complete enough for every table and figure.
 
-A summary maps study → rung → an *entry*: ``seeds``, ``n_parameters``, ``seconds`` of training, ``errors``
+A summary maps study → rung → an *entry*: ``seeds``, ``n_parameters``, ``cpu_seconds`` of training, ``errors``
 (what a run that blew up said), ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64) on 8 digits per seed, and
 ``correct``, which maps group of lengths → loops → a pair
 ``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 8 on, single lengths; loops are strings, as in
@@ -49,12 +49,12 @@ def summarise(records: Iterable[dict]) -> dict:
     summary: dict = {}
     for record in records:
         new = {
-            "seeds": [], "n_parameters": record["n_parameters"], "seconds": [], "errors": [], "radii": [],
+            "seeds": [], "n_parameters": record["n_parameters"], "cpu_seconds": [], "errors": [], "radii": [],
             "residuals": [], "correct": {},
         }  # fmt: skip
         entry = summary.setdefault(record["study"], {}).setdefault(record["rung"], new)
         entry["seeds"].append(record["seed"])
-        entry["seconds"].append(round(record["provenance"]["seconds"]["training"]))
+        entry["cpu_seconds"].append(record["provenance"]["seconds"].get("training, CPU"))
         entry["errors"] += [record["error"]] if "error" in record else []
         for name, n_loops in (("radii", 32), ("residuals", 64)):
             entry[name].append(dict(record.get(name, [])).get(n_loops))

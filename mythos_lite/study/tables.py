@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from mythos_lite.study.plan import CHANGES, TASKS
@@ -34,7 +35,8 @@ def removal_table(summary: dict) -> str:
 
 def final_table(summary: dict) -> str:
     """Three models, five seeds: worst seed with its 95 % interval."""
-    columns = [("seeds", _seeds), ("parameters", _parameters), *(_worst(*asked) for asked in _FAR)]
+    columns = [("seeds", _seeds), ("parameters", _parameters), ("CPU minutes", _minutes)]
+    columns += [_worst(*asked) for asked in _FAR]
     return _table("model", summary["final"], columns)
 
 
@@ -75,6 +77,11 @@ def _seeds(entry: Entry) -> str:
 
 def _parameters(entry: Entry) -> str:
     return f"{entry['n_parameters']:,}"
+
+
+def _minutes(entry: Entry) -> str:
+    """The longest training; the first records have no CPU time."""
+    return f"{max((seconds for seconds in entry['cpu_seconds'] if seconds), default=math.nan) / 60:.1f}"
 
 
 def _at(group: str, n_loops: int) -> Column:
