@@ -27,6 +27,8 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 MANIFEST = FOLDER / "lessons.json"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+BOUND = re.compile(r"([^\s(|*~≈+±]+)<!-- (\w+) -->")
+"""A number in prose and the name that its cell prints it under."""
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
@@ -157,14 +159,27 @@ def write(path: Path, notebook: nbformat.NotebookNode) -> None:
     nbformat.write(notebook, path)
 
 
+def put_facts_into_prose(notebook: nbformat.NotebookNode) -> None:
+    """Write what ``facts(name=value)`` printed before each ``<!-- name -->``."""
+    printed = "\n".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    facts = dict(re.findall(r"^(\w+) = (.+)$", printed, re.M))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = BOUND.sub(
+                lambda found: found[0] if found[2] not in facts else f"{facts[found[2]]}<!-- {found[2]} -->",
+                cell.source,
+            )
+
+
 def run(path: Path) -> float:
-    """Execute a lesson in place; return the seconds it took. A failing cell leaves the file as it was."""
+    """Execute a lesson in place, prose included; return its seconds. A failing cell leaves the file as it was."""
     notebook = nbformat.read(path, as_version=4)
     started = time.perf_counter()
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": FOLDER}}
     )
     client.execute(env={**os.environ, "CI": "1"})
+    put_facts_into_prose(notebook)
     write(path, notebook)
     return time.perf_counter() - started
 

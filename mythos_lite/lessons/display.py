@@ -1,4 +1,4 @@
-"""Figures with alternative text and a takeaway, and sliders that redraw one.
+"""Figures with alternative text and a takeaway, tables, and sliders that redraw a figure.
 
 A figure is drawn by a function ``draw(k) -> Figure`` that knows nothing of widgets, so that the slider and its
 static twin show the same picture and both can be tested.
@@ -37,6 +37,13 @@ def show(figure: Figure, *, alt: str, takeaway: str) -> None:
         raise ValueError("the figure has no title; say in it what to see")
     display(Image(to_png(figure), alt=alt))
     display(Markdown(f"*{takeaway}*"))
+
+
+def show_table(table: str) -> None:
+    """Display a Markdown table, as the functions of ``mythos_lite.study.tables`` return it."""
+    if not table.startswith("|"):
+        raise ValueError("table must be a Markdown table, which begins with |")
+    display(Markdown(table))
 
 
 def slider(draw: Callable[..., Figure], **ranges: tuple[int, int, int]):

@@ -50,6 +50,15 @@ def a_figure(k=1):
     return figure
 
 
+def test_show_table_takes_a_table(monkeypatch):
+    shown = []
+    monkeypatch.setattr(display, "display", shown.append)
+    display.show_table("| a |\n| --- |\n| 1 |\n")
+    assert shown[0].data.startswith("| a |")
+    with pytest.raises(ValueError, match="Markdown table"):
+        display.show_table("a, 1")
+
+
 def test_show_needs_a_title_a_text_and_a_takeaway(monkeypatch):
     shown = []
     monkeypatch.setattr(display, "display", shown.append)
