@@ -28,7 +28,6 @@ from torch import Tensor
 from mythos_lite.config import check_choice, check_int
 
 SPLITS = ("train", "held_out")
-ORDERS = ("distance", "shuffled")
 _HELD_OUT_SHARE = 0.2
 _ENUMERABLE = 2_000_000
 
@@ -209,19 +208,17 @@ class ChainTask(Task):
 class PermutationTask(Task):
     """Products in the symmetric group of ``degree`` points: which permutation comes of applying them in order?
 
-    Permutations are numbered from the identity on, by ``order``: ``"distance"`` from it in transpositions, so that
-    1 … ``degree``·(``degree`` − 1)/2 are the transpositions, or ``"shuffled"``, always the same way. Chains are made of
-    the first ``n_symbols``; the answer can be any. From degree 5 on the word problem is complete for NC¹ (Barrington
+    Permutations are numbered by their distance from the identity in transpositions, so that 0 is the identity and
+    1 … ``degree``·(``degree`` − 1)/2 are the transpositions. Chains are made of the first ``n_symbols``; the answer can
+    be any. From degree 5 on the word problem is complete for NC¹ (Barrington
     1989), out of reach of transformers of fixed depth unless TC⁰ = NC¹ (Merrill & Sabharwal 2023; Liu et al. 2023).
     """
 
     degree: int = 3
     n_symbols: int = 6
-    order: str = "distance"
     start_token: bool = True
 
     def __post_init__(self) -> None:
-        check_choice("order", self.order, ORDERS)
         check_int("degree", self.degree, 2, 6)
         check_int("n_symbols", self.n_symbols, 2, self.n_answers)
 
@@ -232,7 +229,7 @@ class PermutationTask(Task):
     def answer(self, chains: Tensor) -> Tensor:
         """(B, n) permutations → (B,) the permutation that applies the first, then the second, and so on."""
         self._check_chains(chains)
-        table = _products(self.degree, self.order).to(chains.device)
+        table = _products(self.degree).to(chains.device)
         state = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
         for symbol in chains.unbind(dim=1):
             state = table[state, symbol]
@@ -240,12 +237,9 @@ class PermutationTask(Task):
 
 
 @functools.cache
-def _products(degree: int, order: str) -> Tensor:
+def _products(degree: int) -> Tensor:
     """(n!, n!) table: entry [p, q] is the number of "first p, then q"."""
     permutations = sorted(itertools.permutations(range(degree)), key=lambda p: (_distance(p), p))
-    if order == "shuffled":
-        shuffled = 1 + torch.randperm(len(permutations) - 1, generator=make_generator(0))
-        permutations = [permutations[i] for i in (0, *shuffled.tolist())]
     number = {p: i for i, p in enumerate(permutations)}
     return torch.tensor([[number[tuple(q[i] for i in p)] for q in permutations] for p in permutations])
 
