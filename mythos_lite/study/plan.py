@@ -187,7 +187,9 @@ def final(seed: int) -> list[Run]:
 
 def baselines(seed: int) -> list[Run]:
     return [
-        _run("baselines", name, seed, model, final_train(seed), sweeps=BASELINE_SWEEPS)
+        _run(
+            "baselines", name, seed, model, dataclasses.replace(final_train(seed), lr=_LR[name]), sweeps=BASELINE_SWEEPS
+        )
         for name, model in BASELINES.items()
     ]
 
@@ -200,6 +202,14 @@ BASELINES = {
     "GRU": BaselineConfig(kind="gru", d_model=157),
 }
 """Those of ten layers have the FLOPs of the final model at eight loops, the others have its parameters."""
+_LR = {
+    "transformer, same parameters": 5e-3,
+    "transformer, same FLOPs": 1e-3,
+    "transformer, same FLOPs, window of 2": 1e-3,
+    "LSTM": 1e-2,
+    "GRU": 5e-4,
+}
+"""The best on long chains of 5e-4, 1e-3, 2e-3, 5e-3 on seed 10, and of 1e-2 too for the LSTM."""
 
 
 @dataclass(frozen=True)

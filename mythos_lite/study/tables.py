@@ -28,6 +28,12 @@ def ladder_table(summary: dict) -> str:
     return _table("setting", ladder_entries(summary), _LADDER)
 
 
+def mends_table(summary: dict) -> str:
+    """The ladder in few columns."""
+    columns = [_at(*asked) for asked in (("2–5", 4), ("6–8", 4), ("6–8", 8), ("6–8", 32), ("64", 64))]
+    return _table("setting", ladder_entries(summary), [("seeds", _seeds), *columns])
+
+
 def removal_table(summary: dict) -> str:
     """The final setting, whole and less one thing."""
     return _table("final setting, but", {"**as it is**": summary["final"][FINAL_RUNG], **summary["removal"]}, _LADDER)
@@ -65,8 +71,8 @@ def rest_table(summary: dict) -> str:
 
 
 TABLES = {
-    "ladder": ladder_table, "removal": removal_table, "final": final_table, "baselines": baseline_table,
-    "tasks": task_table, "rest": rest_table,
+    "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
+    "baselines": baseline_table, "tasks": task_table, "rest": rest_table,
 }  # fmt: skip
 
 
