@@ -13,6 +13,8 @@ from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import make_generator
 from mythos_lite.evaluation import expert_shares, pool, sweep
 from mythos_lite.report import seed_table, summary_table
+from mythos_lite.study.plan import FINAL_SWEEPS
+from mythos_lite.study.runner import CHAINS_SEED, read_record, rows_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = [
@@ -20,7 +22,7 @@ RESULTS = [
 ]
 DENSE = [result for result in RESULTS if not result["experts"]]
 TASK = ChainTask()
-SHIPPED_RUNS = {"mod7": ("hold", False), "mod7-experts": ("fixed", True)}  # recipe and experts; seed 0
+SHIPPED_RUNS = {"mod7": "gqa-dense", "mod7-experts": "mla-with-experts"}  # of the study "final"; seed 0
 every_checkpoint = pytest.mark.parametrize("name", SHIPPED_RUNS)
 
 
@@ -28,6 +30,10 @@ def configurations(recipe_name, experts, seed):
     """Model and training of a run, as plain values."""
     model, train = recipe(recipe_name, seed)
     return (mod7_moe_model() if experts else model).to_dict(), train.to_dict()
+
+
+def shipped_record(name):
+    return read_record(ROOT / "results" / "study" / "final" / f"{SHIPPED_RUNS[name]}-seed0.json")
 
 
 def of(name):
@@ -109,36 +115,41 @@ def test_shipped_checkpoint_is_small_and_loads(name):
 
 
 @every_checkpoint
-def test_shipped_checkpoint_is_of_its_recipe(name):
+def test_shipped_checkpoint_is_the_run_that_its_notes_name(name):
     config, _, notes = read_checkpoint(name)
-    assert (notes["recipe"], notes["experts"], notes["seed"], notes["quick"]) == (*SHIPPED_RUNS[name], 0, False)
-    assert (config.to_dict(), notes["train"]) == configurations(*SHIPPED_RUNS[name], 0)
+    record = shipped_record(name)
+    assert config.to_dict() == record["model"]
+    assert notes == {key: record[key] for key in notes}
+    assert notes.keys() >= {"study", "rung", "seed", "train"}
 
 
 @every_checkpoint
-def test_shipped_checkpoint_does_what_its_result_says(name):
-    """On the chains that the result was measured on."""
-    (result,) = [r for r in RESULTS if (r["recipe"], r["experts"], r["seed"]) == (*SHIPPED_RUNS[name], 0)]
-    said = {(row["n_digits"], row["n_loops"]): row for row in result["rows"]}
-    for row in sweep(RecurrentDepthTransformer.from_pretrained(name), TASK, [5, 8], [2, 8, 32]):
-        expected = said[row["n_digits"], row["n_loops"]]
-        assert row["n_chains"] == expected["n_chains"]
-        assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=0.01)
+def test_shipped_checkpoint_does_what_its_record_says(name):
+    """On the chains that the record was measured on."""
+    said = {
+        (n_digits, n_loops): (n_chains, right) for n_digits, n_loops, n_chains, right in shipped_record(name)["counts"]
+    }
+    model = RecurrentDepthTransformer.from_pretrained(name)
+    for n_digits, loops in ((5, [2, 8]), (8, [2, 6])):
+        for row in sweep(model, TASK, [n_digits], loops, n_chains=FINAL_SWEEPS[0].n_chains, seed=CHAINS_SEED):
+            n_chains, right = said[n_digits, row["n_loops"]]
+            assert row["n_chains"] == n_chains
+            assert row["accuracy"] == pytest.approx(right / n_chains, abs=0.01)
 
 
 @every_checkpoint
-def test_model_card_says_what_the_result_says(name):
+def test_model_card_says_what_the_record_says(name):
     card = (SHIPPED / name / "MODEL_CARD.md").read_text(encoding="utf-8")
-    (result,) = [r for r in RESULTS if (r["recipe"], r["experts"], r["seed"]) == (*SHIPPED_RUNS[name], 0)]
+    record = shipped_record(name)
     lines = re.findall(r"^\| (\d+)(?:–(\d+))? \| (\d+)(?: to (\d+))? \| ([\d.]+) \|$", card, re.M)
     assert lines
     for first, last, low, high, accuracy in lines:
-        rows = pool(result["rows"], range(int(first), int(last or first) + 1))
+        rows = pool(rows_of(record), range(int(first), int(last or first) + 1))
         asked = [row for row in rows if int(low) <= row["n_loops"] <= int(high or low)]
         assert asked
-        assert all(f"{row['accuracy']:.3f}" == accuracy for row in asked)
-    model = RecurrentDepthTransformer.from_pretrained(name)
-    assert f"| parameters | {model.n_parameters():,} in float32 |" in card
+        assert all(f"{row['accuracy']:.4f}" == accuracy for row in asked)
+    assert f"| parameters | {record['n_parameters']:,} in float32 |" in card
+    assert f"`{record['provenance']['command']}`" in card
 
 
 def test_no_expert_of_the_trained_model_is_starved_or_swamped():

@@ -32,7 +32,7 @@ def how_far(summary: dict, measured: Mapping[str, Mapping[int, Sequence[float]]]
 
 def what_mends(summary: dict) -> Figure:
     """The ladder from the published setting to the final one."""
-    return _ladder(ladder_entries(summary), "From the published setting to one that holds, one change after the other")
+    return _ladder(ladder_entries(summary), "From the published setting to one that holds")
 
 
 def what_is_needed(summary: dict) -> Figure:

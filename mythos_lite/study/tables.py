@@ -1,8 +1,7 @@
-"""Summaries as Markdown tables: mean over seeds and, in brackets, the worst seed."""
+"""Summaries as Markdown tables: mean over seeds and, in brackets, the worst seed; of one seed, its value."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from mythos_lite.study.plan import CHANGES, TASKS
@@ -87,7 +86,8 @@ def _parameters(entry: Entry) -> str:
 
 def _minutes(entry: Entry) -> str:
     """The longest training; the first records have no CPU time."""
-    return f"{max((seconds for seconds in entry['cpu_seconds'] if seconds), default=math.nan) / 60:.1f}"
+    measured = [seconds for seconds in entry["cpu_seconds"] if seconds]
+    return f"{max(measured) / 60:.1f}" if measured else "–"
 
 
 def _at(group: str, n_loops: int) -> Column:
@@ -118,11 +118,11 @@ def _overthinking(entry: Entry) -> str:
     """What the best loop count up to 8 gives, less what 32 give."""
     best = [max(values) for values in zip(*(accuracies(entry, "6–8", t) for t in (1, 2, 4, 6, 8)), strict=True)]
     lost = [a - b for a, b in zip(best, accuracies(entry, "6–8", 32), strict=True)]
-    return f"{mean(lost):+.3f} ({max(lost):+.3f})"
+    return f"{mean(lost):+.3f} ({max(lost):+.3f})" if len(lost) > 1 else f"{lost[0]:+.3f}"
 
 
 def _mean_and_worst(values: Sequence[float]) -> str:
-    return f"{mean(values):.3f} ({min(values):.3f})"
+    return f"{mean(values):.3f} ({min(values):.3f})" if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def _table(first: str, entries: dict[str, Entry], columns: Sequence[Column]) -> str:
