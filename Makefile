@@ -7,12 +7,13 @@ COLAB := tests/lessons/test_colab.py
 INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment test test-browser lint lab notebooks clean
+.PHONY: help experiment test test-study test-browser lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
 	@echo "make test         run the tests"
 	@echo "make lab          open the lessons in JupyterLab"
+	@echo "make test-study   rerun two rows of the study and compare them with the committed ones (5 to 10 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make notebooks    write badges and links, and execute the lessons again"
 	@echo "make lint         check style only"
@@ -25,6 +26,10 @@ experiment: $(VENV)/package
 test: $(VENV)/tests lint
 	$(IN_VENV) -m pytest -n 2 $(if $(ARGS),$(ARGS),--cov --ignore=$(COLAB))
 	$(if $(ARGS),,CI=1 OMP_NUM_THREADS=1 $(IN_VENV) -m pytest --nbval --nbval-current-env -n 2 --dist loadscope notebooks $(COLAB))
+
+test-study: $(VENV)/package
+	rm -rf runs/slice
+	$(IN_VENV) -m mythos_lite study ladder --rungs "as published" "+ tanh on the state" --seeds 0 --results runs/slice --compare results/study
 
 test-browser: $(VENV)/tests
 	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }
