@@ -27,8 +27,9 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 MANIFEST = FOLDER / "lessons.json"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-BOUND = re.compile(r"([^\s(|*~≈+±]+)<!-- (\w+) -->")
-"""A number in prose and the name that its cell prints it under."""
+BOUND = re.compile(r"([^\s(|]+)<!-- (\w+) -->")
+"""A number in prose, with what may stand around it, and the name that its cell prints it under."""
+AROUND = "*~≈+±"
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
@@ -163,12 +164,14 @@ def put_facts_into_prose(notebook: nbformat.NotebookNode) -> None:
     """Write what ``facts(name=value)`` printed before each ``<!-- name -->``."""
     printed = "\n".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     facts = dict(re.findall(r"^(\w+) = (.+)$", printed, re.M))
+
+    def bind(found: re.Match) -> str:
+        number = found[1].strip(AROUND)
+        return found[0].replace(number, facts.get(found[2], number), 1)
+
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = BOUND.sub(
-                lambda found: found[0] if found[2] not in facts else f"{facts[found[2]]}<!-- {found[2]} -->",
-                cell.source,
-            )
+            cell.source = BOUND.sub(bind, cell.source)
 
 
 def run(path: Path) -> float:

@@ -118,11 +118,12 @@ def _overthinking(entry: Entry) -> str:
     """What the best loop count up to 8 gives, less what 32 give."""
     best = [max(values) for values in zip(*(accuracies(entry, "6–8", t) for t in (1, 2, 4, 6, 8)), strict=True)]
     lost = [a - b for a, b in zip(best, accuracies(entry, "6–8", 32), strict=True)]
-    return f"{mean(lost):+.3f} ({max(lost):+.3f})" if len(lost) > 1 else f"{lost[0]:+.3f}"
+    return _mean_and_worst(lost, worst=max, sign="+")
 
 
-def _mean_and_worst(values: Sequence[float]) -> str:
-    return f"{mean(values):.3f} ({min(values):.3f})" if len(values) > 1 else f"{values[0]:.3f}"
+def _mean_and_worst(values: Sequence[float], worst: Callable = min, sign: str = "") -> str:
+    shown = [f"{value:{sign}.3f}" for value in (mean(values), worst(values))]
+    return f"{shown[0]} ({shown[1]})" if len(values) > 1 else shown[0]
 
 
 def _table(first: str, entries: dict[str, Entry], columns: Sequence[Column]) -> str:

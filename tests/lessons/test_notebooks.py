@@ -19,7 +19,6 @@ MANIFEST = build.read_manifest()
 LESSONS = list(enumerate(MANIFEST["lessons"]))
 each_lesson = pytest.mark.parametrize(("index", "lesson"), LESSONS, ids=[lesson["file"] for _, lesson in LESSONS])
 
-BOUND = re.compile(r"([^\s(|]+)<!-- (\w+) -->")
 SKIPPED = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|<code>.*?</code>|\]\([^)]*\)|!\[[^\]]*\]"  # code, formulas, addresses
     r"|\*\d+ minutes|Exercise \d\.\d|pull request \d+|95 % interval|[Ll]essons? \d+(?: (?:and|to) \d+)*"
@@ -129,10 +128,10 @@ def test_every_number_in_the_prose_is_printed_by_a_cell(index, lesson):
     for cell in notebook.cells:
         if cell.cell_type != "markdown" or cell.id in build.shared_cells(MANIFEST, index):
             continue
-        for text, name in BOUND.findall(cell.source):
+        for text, name in build.BOUND.findall(cell.source):
             assert name in facts, f"{name} is quoted and never printed"
-            assert text.strip("*~≈+±") == facts[name], f"{name}: the text says {text}, the cell {facts[name]}"
-        loose += NUMBER.findall(SKIPPED.sub(" ", BOUND.sub(" ", cell.source)))
+            assert text.strip(build.AROUND) == facts[name], f"{name}: the text says {text}, the cell {facts[name]}"
+        loose += NUMBER.findall(SKIPPED.sub(" ", build.BOUND.sub(" ", cell.source)))
     settings = re.findall(r"\d[\d_]*\.?\d*|\.\d+", "\n".join(cell.source for cell in code(notebook)))
     settings = {float(number.replace("_", "")) for number in settings}
     loose = [number for number in loose if "%" in number or float(number.replace(",", "")) not in settings]

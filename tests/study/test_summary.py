@@ -61,8 +61,11 @@ def test_tables_are_rectangular_and_show_mean_and_worst(name, whole_plan):
     lines = tables.TABLES[name](whole_plan).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert set(lines[1]) <= set("|- ")
-    assert any("0.600 (0.400)" in line or "0.4000 (0." in line for line in lines[2:])
-    assert all("0.400" in line for line in lines[2:])
+    for line in lines[2:]:
+        if "GQA, dense" in line and name == "rest":  # one seed, so one value
+            assert "| 0.400 |" in line
+        else:
+            assert "0.600 (0.400)" in line or "0.4000 (0." in line
 
 
 def test_ladder_ends_and_removal_begins_with_the_final_setting(whole_plan):
