@@ -21,13 +21,15 @@ width, C pairs of the busiest expert.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mythos_lite.config import ModelConfig
+from mythos_lite.config import ModelConfig, check_int
 from mythos_lite.layers import SwiGLU
 
 
@@ -59,7 +61,7 @@ class SparseMoE(nn.Module):
     def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, RouterStats]:
         """(B, T, D) → (B, T, D) and statistics over the tokens where ``counted`` (B, T) is True."""
         scores = torch.sigmoid(self.router(x).float())  # (B, T, E)
-        chosen = (scores + self.bias).topk(self.n_experts_per_token, dim=-1).indices  # (B, T, k)
+        chosen = self.choose(scores)
         gates = scores.gather(-1, chosen)
         gates = gates / (gates.sum(dim=-1, keepdim=True) + 1e-20)
         mixed = self._run_experts(x.flatten(0, 1), chosen.flatten(0, 1))  # (N, k, D)
@@ -67,6 +69,10 @@ class SparseMoE(nn.Module):
         if self.shared is not None:
             y = y + self.shared(x)
         return y, _router_stats(scores.detach(), chosen, counted)
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """Scores (B, T, E) → the experts of each token, the strongest first: (B, T, k)."""
+        return (scores + self.bias).topk(self.n_experts_per_token, dim=-1).indices
 
     def _run_experts(self, tokens: Tensor, chosen: Tensor) -> Tensor:
         """Tokens (N, D) and their experts (N, k) → each chosen expert's answer, (N, k, D)."""
@@ -93,6 +99,39 @@ class SparseMoE(nn.Module):
         """
         load = load.float()
         self.bias += rate * torch.sign(load.mean() - load)
+
+
+@contextlib.contextmanager
+def hold_experts(core: nn.Module, from_loop: int) -> Iterator[None]:
+    """While it lasts, every token keeps from ``from_loop`` on the experts that it had in that loop; gates may change.
+
+    For one uncached pass through the loop: ``with hold_experts(model.core, 8): model(token_ids, n_loops=16)``. The
+    loops are counted as calls of each sparse layer in ``core``.
+
+    Raises:
+        ValueError: if ``core`` has no sparse layer, or ``from_loop`` is below 1.
+    """
+    check_int("from_loop", from_loop, 1)
+    layers = [layer for layer in core.modules() if isinstance(layer, SparseMoE)]
+    if not layers:
+        raise ValueError("hold_experts needs a core with routed experts; this one has none (n_experts is 0)")
+
+    def keeper(layer: SparseMoE) -> Callable[[Tensor], Tensor]:
+        chosen: list[Tensor] = []
+
+        def choose(scores: Tensor) -> Tensor:
+            chosen.append(chosen[-1] if len(chosen) >= from_loop else SparseMoE.choose(layer, scores))
+            return chosen[-1]
+
+        return choose
+
+    try:
+        for layer in layers:
+            layer.choose = keeper(layer)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("choose", None)
 
 
 @torch.no_grad()

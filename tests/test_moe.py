@@ -12,7 +12,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from mythos_lite import ModelConfig, RecurrentDepthTransformer
-from mythos_lite.moe import SparseMoE
+from mythos_lite.moe import SparseMoE, hold_experts
 
 
 def make_moe(
@@ -301,3 +301,30 @@ def test_bfloat16_is_close_to_float32_on_the_same_weights(k):
     assert torch.isfinite(stats.entropy)
     expected = loop_over_experts(moe.float(), x.float(), stats.chosen)
     assert (y.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@torch.no_grad()
+def test_held_experts_are_those_of_the_given_loop_from_then_on():
+    model = RecurrentDepthTransformer.from_pretrained("mod7-experts")
+    ids = torch.tensor([[7, 3, 5, 0, 6, 2, 4, 1, 1, 8]])
+    free = [step.routing[0].chosen for step in model.loop(ids, 12)]
+    with hold_experts(model.core, 4):
+        held = [step.routing[0].chosen for step in model.loop(ids, 12)]
+    assert all(torch.equal(a, b) for a, b in zip(free[:4], held[:4], strict=True))
+    assert all(torch.equal(a, held[3]) for a in held[4:])
+    assert not all(torch.equal(a, free[3]) for a in free[4:])  # else nothing would have been held
+    again = [step.routing[0].chosen for step in model.loop(ids, 12)]
+    assert all(torch.equal(a, b) for a, b in zip(free, again, strict=True))
+
+
+def test_held_experts_are_let_go_when_the_pass_fails():
+    moe = make_moe()
+    with pytest.raises(RuntimeError, match="mine"), hold_experts(moe, 1):
+        raise RuntimeError("mine")
+    assert "choose" not in vars(moe)
+
+
+@pytest.mark.parametrize(("core", "loop", "said"), [(nn.Linear(2, 2), 1, "has none"), (make_moe(), 0, "from_loop")])
+def test_holding_experts_refuses(core, loop, said):
+    with pytest.raises(ValueError, match=said), hold_experts(core, loop):
+        pass
