@@ -1,8 +1,8 @@
 """What the records say, pooled: small enough to ship with the package, complete enough for every table and figure.
 
-A summary maps study → rung → an *entry*: ``seeds``, ``n_parameters``, ``cpu_seconds`` of training, ``errors``
-(what a run that blew up said), ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64) on 8 digits per seed, and
-``correct``, which maps group of lengths → loops → a pair
+A summary maps study → rung → an *entry*: ``n_parameters``; per seed ``seeds``, ``seconds`` of training and sweep,
+``cpu_seconds`` of training alone, and on 8 digits ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64);
+``errors`` (what a run that blew up said); and ``correct``, which maps group of lengths → loops → a pair
 ``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 8 on, single lengths; loops are strings, as in
 JSON.
 """
@@ -49,12 +49,14 @@ def summarise(records: Iterable[dict]) -> dict:
     summary: dict = {}
     for record in records:
         new = {
-            "seeds": [], "n_parameters": record["n_parameters"], "cpu_seconds": [], "errors": [], "radii": [],
-            "residuals": [], "correct": {},
+            "seeds": [], "n_parameters": record["n_parameters"], "seconds": [], "cpu_seconds": [], "errors": [],
+            "radii": [], "residuals": [], "correct": {},
         }  # fmt: skip
         entry = summary.setdefault(record["study"], {}).setdefault(record["rung"], new)
         entry["seeds"].append(record["seed"])
-        entry["cpu_seconds"].append(record["provenance"]["seconds"].get("training, CPU"))
+        took = record["provenance"]["seconds"]
+        entry["seconds"].append(round(took["training"] + took["sweep"]))
+        entry["cpu_seconds"].append(took.get("training, CPU"))
         entry["errors"] += [record["error"]] if "error" in record else []
         for name, n_loops in (("radii", 32), ("residuals", 64)):
             entry[name].append(dict(record.get(name, [])).get(n_loops))

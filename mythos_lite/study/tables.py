@@ -62,16 +62,26 @@ def task_table(summary: dict) -> str:
 def rest_table(summary: dict) -> str:
     """Does the state come to rest? Residual and radius beside accuracy, over the settings."""
     settings = {f"final, {name}": entry for name, entry in summary["final"].items()} | summary["removal"]
+    overthinking = ("+ 2,000 steps", "+ window of 2")
+    settings |= {f"ladder, {name}": summary["ladder"][name] for name in overthinking}
     columns = [
-        ("ρ(J) at loop 32, lowest to highest", _range_of("radii")),
+        ("ρ(J) at loop 32", _range_of("radii")),
         ("residual at loop 64", _range_of("residuals")),
     ]
     return _table("setting", settings, [("seeds", _seeds), *columns, _at("6–8", 8), _at("6–8", 32)])
 
 
+def cost_table(summary: dict) -> str:
+    """What the runs took, one thread each."""
+    took = {study: [s for entry in entries.values() for s in entry["seconds"]] for study, entries in summary.items()}
+    took["together"] = [s for seconds in took.values() for s in seconds]
+    columns = [("runs", lambda seconds: str(len(seconds))), ("hours of one core", lambda s: f"{sum(s) / 3600:.1f}")]
+    return _table("study", took, columns)
+
+
 TABLES = {
     "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
-    "baselines": baseline_table, "tasks": task_table, "rest": rest_table,
+    "baselines": baseline_table, "tasks": task_table, "rest": rest_table, "cost": cost_table,
 }  # fmt: skip
 
 
@@ -109,7 +119,9 @@ def _enough(group: str) -> Column:
 def _range_of(key: str) -> Callable[[Entry], str]:
     def cell(entry: Entry) -> str:
         values = [value for value in entry[key] if value is not None]
-        return f"{min(values):.2g} to {max(values):.2g}" if values else "not finite"
+        if not values:
+            return "not finite"
+        return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
     return cell
 
