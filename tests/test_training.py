@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,13 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(model_config, config, tmp
 # ---------------------------------------------------------------- states that cannot be resumed
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written")
+    run(folder=folder)
+    return folder
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -306,8 +314,8 @@ DAMAGED_METADATA = [
     ],
     ids=lambda spoil: spoil.__name__,
 )  # fmt: skip
-def test_spoiled_state_is_refused_and_the_model_left_alone(spoil, tmp_path):
-    run(folder=tmp_path)
+def test_spoiled_state_is_refused_and_the_model_left_alone(spoil, written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     spoil(tmp_path / STATE_FILE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     model = build_model(TINY, seed=7)
@@ -328,8 +336,8 @@ def test_spoiled_state_is_refused_and_the_model_left_alone(spoil, tmp_path):
     ],
     ids=["seed", "steps", "model", "task"],
 )
-def test_state_of_another_run_is_refused_and_the_model_left_alone(model_config, task, config, tmp_path):
-    run(folder=tmp_path)
+def test_state_of_another_run_is_refused_and_the_model_left_alone(model_config, task, config, written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     model = build_model(model_config, seed=7)
     untouched = weights(model)
