@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -79,32 +81,13 @@ def loops_by_length(
     rows: Sequence[dict], *, needed: Mapping[int, int] | None = None, title: str | None = None
 ) -> Figure:
     """Heat map of accuracy, loops across and digits up; a line marks the loops ``needed`` by length."""
-    lengths = sorted({row["n_digits"] for row in rows})
-    counts = sorted({row["n_loops"] for row in rows})
-    grid = np.full((len(lengths), len(counts)), np.nan)
-    for row in rows:
-        grid[lengths.index(row["n_digits"]), counts.index(row["n_loops"])] = row["accuracy"]
+    lengths, counts = ({row[key] for row in rows} for key in ("n_digits", "n_loops"))
     figure, axes = _figure(1.9 + 0.55 * len(counts), 1.6 + 0.34 * len(lengths))
-    image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1)
+    grid, image = _accuracy_map(axes, rows, needed)
     for i, j in np.ndindex(grid.shape):
         if np.isfinite(grid[i, j]):
-            axes.text(
-                j,
-                i,
-                f"{grid[i, j]:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if grid[i, j] > 0.55 else "white",
-            )
-    if needed:
-        edge = [next((j for j, count in enumerate(counts) if count >= needed[n]), len(counts)) - 0.5 for n in lengths]
-        border = [i + side for i in range(len(lengths)) for side in (-0.5, 0.5)]
-        axes.plot(np.repeat(edge, 2), border, color="#D55E00", lw=2.5)
-    axes.set_xticks(range(len(counts)), counts)
-    axes.set_yticks(range(len(lengths)), lengths)
-    axes.set_xlabel("loops at inference")
-    axes.set_ylabel("digits in the chain")
+            colour = "black" if grid[i, j] > 0.55 else "white"
+            axes.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_title(
         title
         or (
@@ -116,33 +99,38 @@ def loops_by_length(
     return figure
 
 
-def frontier(
-    predicted: Mapping[tuple[int, int], int], measured: Mapping[tuple[int, int], int | None], *, title: str
-) -> Figure:
-    """Two heat maps over chain length and window: the loops that are needed, on paper and as measured.
-
-    Both map (window, length) to a number of loops; ``None`` is drawn as a dash.
-    """
-    if set(predicted) != set(measured) or not predicted:
-        raise ValueError("predicted and measured must hold the same pairs of window and length, at least one")
-    windows, lengths = (sorted({pair[i] for pair in predicted}) for i in (0, 1))
-    highest = max(loops for loops in (*predicted.values(), *measured.values()) if loops is not None)
-    figure = Figure(figsize=(2.2 + 0.5 * len(lengths), 2.0 + 0.9 * len(windows)), layout="constrained", dpi=130)
-    for axes, values, name in zip(figure.subplots(2), (predicted, measured), ("on paper", "measured"), strict=True):
-        grid = np.array([[values[w, n] or np.nan for n in lengths] for w in windows], dtype=float)
-        image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=1, vmax=highest)
-        for i, j in np.ndindex(grid.shape):
-            text = "–" if np.isnan(grid[i, j]) else f"{grid[i, j]:.0f}"
-            colour = "black" if grid[i, j] > 0.55 * highest or text == "–" else "white"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
-        axes.set_xticks(range(len(lengths)), lengths)
-        axes.set_yticks(range(len(windows)), windows)
-        axes.set(ylabel="window (tokens)")
-        axes.set_title(f"loops needed, {name}", fontsize=10, loc="left")
-    axes.set_xlabel("length of the chain")
-    figure.colorbar(image, ax=figure.axes, label="loops")
+def frontier(panels: Mapping[str, tuple[Sequence[dict], Mapping[int, int]]], *, title: str) -> Figure:
+    """The same heat map of several models side by side: name → rows, and loops ``needed`` by length."""
+    if not panels:
+        raise ValueError("panels must hold at least one model")
+    figure = Figure(figsize=(1.5 + 3.0 * len(panels), 3.9), layout="constrained", dpi=130)
+    many = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, (rows, needed)) in zip(many, panels.items(), strict=True):
+        _, image = _accuracy_map(axes, rows, needed, every=4)
+        axes.set_title(name, fontsize=10)
+        axes.label_outer()
+    figure.colorbar(image, ax=many, label="accuracy")
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _accuracy_map(
+    axes: Axes, rows: Sequence[dict], needed: Mapping[int, int] | None, every: int = 1
+) -> tuple[np.ndarray, AxesImage]:
+    """The grid, lengths by loop counts, and its image; one loop count in ``every`` is named."""
+    lengths, counts = (sorted({row[key] for row in rows}) for key in ("n_digits", "n_loops"))
+    grid = np.full((len(lengths), len(counts)), np.nan)
+    for row in rows:
+        grid[lengths.index(row["n_digits"]), counts.index(row["n_loops"])] = row["accuracy"]
+    image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1)
+    if needed:
+        edge = [next((j for j, count in enumerate(counts) if count >= needed[n]), len(counts)) - 0.5 for n in lengths]
+        border = [i + side for i in range(len(lengths)) for side in (-0.5, 0.5)]
+        axes.plot(np.repeat(edge, 2), border, color="#D55E00", lw=2.5)
+    axes.set_xticks(range(every - 1, len(counts), every), counts[every - 1 :: every])
+    axes.set_yticks(range(len(lengths)), lengths)
+    axes.set(xlabel="loops at inference", ylabel="digits in the chain")
+    return grid, image
 
 
 def length_generalisation(

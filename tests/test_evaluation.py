@@ -300,6 +300,16 @@ def test_line_of_needed_loops_lies_left_of_the_first_count_that_is_enough():
     assert list(line.get_ydata()) == [-0.5, 0.5, 0.5, 1.5, 1.5, 2.5]
 
 
+def test_frontier_draws_one_map_per_model_each_with_its_own_line():
+    panels = {"a": (LENGTH_ROWS, {2: 1, 5: 3, 9: 7}), "b": (LENGTH_ROWS, {2: 1, 5: 1, 9: 1})}
+    first, second, _ = plots.frontier(panels, title="t").axes
+    assert [axes.get_title() for axes in (first, second)] == ["a", "b"]
+    assert list(first.lines[0].get_xdata()) == [-0.5, -0.5, 1.5, 1.5, 2.5, 2.5]
+    assert set(second.lines[0].get_xdata()) == {-0.5}
+    with pytest.raises(ValueError, match="at least one model"):
+        plots.frontier({}, title="t")
+
+
 @pytest.mark.parametrize(("radii", "said"), [(RADII, "0.90, below 1"), ([0.5, 1.1, 0.5], "1.10, above 1")])
 def test_stability_title_speaks_of_the_loop_count_of_training(radii, said):
     title = plots.stability(RECORDS, radii).get_suptitle()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from mythos_lite import plots
 from mythos_lite.study.plan import windows
-from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_enough_loops
+from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_enough_loops, rows
 from mythos_lite.study.tables import FINAL_RUNG, ladder_entries
 
 CHANCE = 1 / 7
@@ -41,17 +41,13 @@ def what_is_needed(summary: dict) -> Figure:
 
 
 def frontier(summary: dict) -> Figure:
-    """Loops needed by length and window: what ``ModelConfig.loops_needed`` says, and the first loop count from which
-    99 % of the chains are right."""
-    predicted, measured = {}, {}
+    """Accuracy by loops and length for three windows, with the loops that ``ModelConfig.loops_needed`` says."""
+    panels = {}
     for run in windows(0):
         entry = summary["windows"][run.rung]
-        for length, by_loops in entry["correct"].items():
-            pair = (run.model.window, int(length))
-            predicted[pair] = run.model.loops_needed(int(length))
-            right = [loops for loops in map(int, by_loops) if min(accuracies(entry, length, loops)) >= 0.99]
-            measured[pair] = min(right, default=None)
-    return plots.frontier(predicted, measured, title="A wider window needs fewer loops")
+        measured = [{**row, "n_digits": int(length)} for length in entry["correct"] for row in rows(entry, length)]
+        panels[run.rung] = measured, {int(length): run.model.loops_needed(int(length)) for length in entry["correct"]}
+    return plots.frontier(panels, title="The line is drawn from the window alone: left of it nothing can be known")
 
 
 def _ladder(entries: dict, title: str) -> Figure:
