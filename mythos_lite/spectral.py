@@ -6,11 +6,16 @@ name here                symbol and source
 ``decay_radius``         ρ(Ā) of the injection matrix; Parcae (Prairie et al. 2026)
 ``jacobian_radius``      ρ(J), J = ∂F/∂h at a state: how fast small errors grow or die in the end
 ``largest_singular_value``  σ_max(J): how much one loop can stretch an error at once
+``gains_along_chain``    σ_max of ∂h*_q/∂h_p, h* the state at rest: what is left of an error further on
 ``gradient_norms``       ‖∂loss/∂h_t‖ per loop; Pascanu et al. 2013, §2
 =======================  =====================================================================
 
 ρ(Ā) is about the linear part alone. The map as a whole is stable near a state where ρ(J) < 1, and
 σ_max(J) well above 1 does not contradict that: the map is far from normal.
+
+ρ(J) < 1 is stability in time, from loop to loop. A chain longer than any in training asks for another one, in
+space: does an error at one position fade on its way to the next? J's off-diagonal blocks decide that, of which its
+eigenvalues know nothing.
 
 Attention is causal, so J is block-triangular over positions and its eigenvalues are those of its T
 diagonal blocks, D × D each. They are computed from T copies of the sequence of which copy i is
@@ -128,6 +133,24 @@ def largest_singular_value(
         v = _vjp(loop_map, h, u)
         v = v / v.norm().clamp(min=1e-30)
     return sigma
+
+
+def gains_along_chain(loop_map: LoopMap, h: Tensor, position: int) -> list[float]:
+    """By what a small error held at ``position`` is at most multiplied at positions + 1, + 2, …, once all is at rest.
+
+    With later positions L, the state at rest moves by (I − J_LL)⁻¹ J_Lp times the error; the result is σ_max of that
+    response, position by position. It has a meaning where the state h (1, T, D) is at rest and ρ(J) < 1. NaN where J
+    is not finite.
+    """
+    _check_state(h, "exact")
+    check_int("position", position, 0, h.shape[1] - 2)
+    dense, d = jacobian(loop_map, h).double(), h.shape[2]
+    if not torch.isfinite(dense).all():  # LAPACK may crash on it
+        return [math.nan] * (h.shape[1] - position - 1)
+    later, here = slice((position + 1) * d, None), slice(position * d, (position + 1) * d)
+    own = dense[later, later]
+    response = torch.linalg.solve(torch.eye(len(own), dtype=own.dtype, device=own.device) - own, dense[later, here])
+    return [torch.linalg.svdvals(block)[0].item() for block in response.split(d)]
 
 
 def gradient_norms(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> list[float]:

@@ -15,12 +15,14 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mythos_lite import RecurrentDepthTransformer
 from mythos_lite.attention import make_positions
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.data import Batch, ChainTask, make_generator
 from mythos_lite.losses import answer_logits, supervised_loops
 from mythos_lite.spectral import (
     decay_radius,
+    gains_along_chain,
     gradient_norms,
     jacobian,
     jacobian_radius,
@@ -434,6 +436,52 @@ for measure, method, bad in itertools.product(measures, ("exact", "iterative"), 
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+# ---------------------------------------------------------------- along the chain
+
+
+def gains_by_running(loop_map, h, position, size):
+    """Hold an error in every channel in turn, run the loop until it rests, and look at what became of it."""
+    d = h.shape[2]
+    held = h[0, position] + size * torch.eye(d, dtype=h.dtype)
+    states = h.repeat(d, 1, 1)
+    for _ in range(200):
+        states = loop_map(states)
+        states[:, position] = held
+    response = (states - h)[:, position + 1 :] / size  # (D, later, D)
+    return [torch.linalg.matrix_norm(at, 2).item() for at in response.unbind(1)]
+
+
+@pytest.mark.parametrize("position", [0, 2])
+def test_gains_of_a_known_map_are_what_running_it_gives(position):
+    known = known_map((0.6, 0.6), 3, 0.3)
+    at_rest = torch.zeros_like(known.state)
+    gains = gains_along_chain(known, at_rest, position)
+    assert gains == pytest.approx(gains_by_running(known, at_rest, position, 1.0), rel=1e-6)
+    assert len(gains) == 3 - position
+
+
+@torch.no_grad()
+def test_in_the_shipped_model_errors_fade_along_the_chain_as_running_it_shows():
+    model = RecurrentDepthTransformer.from_pretrained("mod7").double()
+    ids = TASK.encode(TASK.sample(1, 10, make_generator(0), "held_out")).token_ids
+    loop_map, h = make_loop_map(model, ids)
+    for _ in range(200):
+        h = loop_map(h)
+    gains = gains_along_chain(loop_map, h, 2)
+    assert gains == pytest.approx(gains_by_running(loop_map, h, 2, 1e-6), rel=1e-3)
+    assert gains[5] < 0.05
+
+
+def test_gains_of_a_map_that_blew_up_are_not_numbers():
+    assert all(map(math.isnan, gains_along_chain(lambda h: h * math.nan, torch.ones(1, 3, 4), 0)))
+
+
+@pytest.mark.parametrize(("shape", "position", "named"), [((2, 3, 4), 0, r"\(2, 3, 4\)"), ((1, 3, 4), 2, "position=2")])
+def test_gains_reject_what_has_no_later_position(shape, position, named):
+    with pytest.raises(ValueError, match=named):
+        gains_along_chain(lambda h: h, torch.zeros(shape), position)
 
 
 # ---------------------------------------------------------------- errors

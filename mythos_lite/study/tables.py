@@ -67,8 +67,9 @@ def rest_table(summary: dict) -> str:
     columns = [
         ("ρ(J) at loop 32", _range_of("radii")),
         ("residual at loop 64", _range_of("residuals")),
+        ("gain over 8 digits", _range_of("gains")),
     ]
-    return _table("setting", settings, [("seeds", _seeds), *columns, _at("6–8", 8), _at("6–8", 32)])
+    return _table("setting", settings, [("seeds", _seeds), *columns, _at("6–8", 8), _at("6–8", 32), _at("64", 64)])
 
 
 def cost_table(summary: dict) -> str:
@@ -120,7 +121,7 @@ def _range_of(key: str) -> Callable[[Entry], str]:
     def cell(entry: Entry) -> str:
         values = [value for value in entry[key] if value is not None]
         if not values:
-            return "not finite"
+            return "–"
         return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
     return cell

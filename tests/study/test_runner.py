@@ -54,6 +54,8 @@ def test_record_says_what_was_run_and_what_came_out(record):
     assert all(0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 for row in rows_of(record))
     assert [point[0] for point in record["curve"]] == [2, 4]
     assert [t for t, _ in record["radii"]] == [t for t, _ in record["residuals"]] == [4, 8, 16, 32, 64]
+    assert [k for k, *_ in record["gains"]] == [1, 2, 4, 8]
+    assert all(0 <= middle <= highest for _, middle, highest in record["gains"])
     assert [sum(row) for row in record["expert_shares"]] == pytest.approx([1] * 4, abs=0.01)
     assert record["provenance"].keys() >= {"command", "source", "torch", "cpu", "threads", "seconds"}
 
