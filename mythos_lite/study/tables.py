@@ -54,7 +54,7 @@ def baseline_table(summary: dict) -> str:
 
 def task_table(summary: dict) -> str:
     """The same recipe on other groups."""
-    asked = [("3–5", 4), ("6–8", 4), ("6–8", 8), ("16", 16), ("32", 32), ("40", 40), ("40", 80), ("64", 64)]
+    asked = [("3–5", 4), ("6–8", 4), ("6–8", 8), ("16", 16), ("32", 32), ("40", 40), ("40", 80), ("64", 64), ("64", 128)]
     named = {f"{name} (chance {1 / TASKS[name].task.n_answers:.2g})": entry for name, entry in summary["tasks"].items()}
     return _table("task", named, [("seeds", _seeds), *(_at(*pair) for pair in asked)])
 
