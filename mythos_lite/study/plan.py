@@ -57,6 +57,8 @@ class Run:
     model: ModelConfig | BaselineConfig
     train: TrainConfig
     sweeps: tuple[Sweep, ...]
+    before: tuple[TrainConfig, ...] = ()
+    """Trainings that come first; each goes on from the weights of the one before it."""
 
     @property
     def name(self) -> str:
@@ -220,6 +222,8 @@ class Setting:
     task: Task
     model: dict = dataclasses.field(default_factory=dict)
     train: dict = dataclasses.field(default_factory=dict)
+    before: tuple[dict, ...] = ()
+    """The same for trainings that come first."""
 
 
 _PARITY = ChainTask(modulus=2, n_symbols=2)
@@ -233,10 +237,11 @@ TASKS = {
     "sum modulo 5": Setting(ChainTask(modulus=5, n_symbols=5)),
     "S3": Setting(PermutationTask(degree=3, n_symbols=6)),
     "S5, trained on 5 elements": Setting(_S5, _WIDER, _LONGER),
-    "S5, trained on 8 elements": Setting(_S5, _WIDER, _LONGER | _TO_EIGHT),
+    "S5, then on 8 elements": Setting(_S5, _WIDER, {"steps": 1500, "lr": 1e-3} | _TO_EIGHT, before=(_LONGER,)),
 }
-"""S5 has 120 states where the others have at most seven: its model is wider, dense, and trained for longer. Parity has
-only 62 chains of at most five bits; the second row has 510, of at most eight."""
+"""S5 has 120 states where the others have at most seven: its model is wider, dense, and trained for longer; its second
+row goes on from the end of its first. Parity has only 62 chains of at most five bits; its second row has 510, of at
+most eight."""
 
 
 def tasks(seed: int) -> list[Run]:
@@ -245,8 +250,9 @@ def tasks(seed: int) -> list[Run]:
         task = setting.task
         fields = {"vocab_size": task.vocab_size, "pad_token_id": task.pad_id, **setting.model}
         model = dataclasses.replace(FINAL, **fields)
-        train = dataclasses.replace(final_train(seed), **setting.train)
-        runs.append(_run("tasks", name, seed, model, train, task=task, sweeps=TASK_SWEEPS))
+        *before, train = (dataclasses.replace(final_train(seed), **t) for t in (*setting.before, setting.train))
+        run = _run("tasks", name, seed, model, train, task=task, sweeps=TASK_SWEEPS)
+        runs.append(dataclasses.replace(run, before=tuple(before)))
     return runs
 
 

@@ -48,6 +48,8 @@ def describe(run: Run) -> dict:
         "model": run.model.to_dict(), "train": run.train.to_dict(),
         "sweeps": [dataclasses.asdict(s) for s in run.sweeps],
     }  # fmt: skip
+    if run.before:
+        described["before"] = [config.to_dict() for config in run.before]
     return json.loads(json.dumps(described))
 
 
@@ -61,9 +63,11 @@ def execute(run: Run, weights: Path | None = None) -> dict:
     model = build_model(run.model, run.seed) if looped else build_baseline(run.model, run.seed)
     record = {**describe(run), "n_parameters": sum(p.numel() for p in model.parameters())}
     try:
-        history = (
-            train(model, run.task, run.train, progress=False) if looped else train_baseline(model, run.task, run.train)
-        )
+        history = []
+        for config in (*run.before, run.train):
+            history += (
+                train(model, run.task, config, progress=False) if looped else train_baseline(model, run.task, config)
+            )
     except NonFiniteError as error:
         counts = [[n, t, len(_chains(run.task, n, s)), 0] for s in run.sweeps for n in s.lengths for t in s.loops]
         record |= {"error": str(error), "curve": [], "counts": counts}

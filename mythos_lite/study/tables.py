@@ -54,9 +54,10 @@ def baseline_table(summary: dict) -> str:
 
 def task_table(summary: dict) -> str:
     """The same recipe on other groups."""
-    asked = [("3–5", 4), ("6–8", 4), ("6–8", 8), ("16", 16), ("32", 32), ("40", 40), ("40", 80), ("64", 64), ("64", 128)]
+    columns = [_at("3–5", 4), _at("6–8", 4), _at("6–8", 8), *(_at(str(n), n) for n in (16, 32, 40, 64))]
+    columns += [_at("40", 80), _at("64", 128)]
     named = {f"{name} (chance {1 / TASKS[name].task.n_answers:.2g})": entry for name, entry in summary["tasks"].items()}
-    return _table("task", named, [("seeds", _seeds), *(_at(*pair) for pair in asked)])
+    return _table("task", named, [("seeds", _seeds), *columns])
 
 
 def rest_table(summary: dict) -> str:

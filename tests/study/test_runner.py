@@ -113,6 +113,15 @@ def test_finished_runs_are_not_run_again_and_others_are_refused(tmp_path, record
         run_study([other], tmp_path, None)
 
 
+def test_a_training_goes_on_from_the_one_before_it(record):
+    short = dataclasses.replace(TRAIN, steps=2)
+    again = execute(dataclasses.replace(LOOPED, before=(short,)))
+    assert [point[0] for point in again["curve"]] == [2, 2, 4]
+    assert again["before"] == [short.to_dict()]
+    assert again["curve"][1:] != record["curve"]
+    assert "before" not in record
+
+
 def test_missing_runs_are_run_in_processes_of_their_own(tmp_path):
     (record,) = run_study([GRU], tmp_path, None, jobs=1)
     assert read_record(tmp_path / f"{GRU.name}.json") == record
