@@ -276,11 +276,11 @@ def test_loop_scaling_draws_the_rows_chance_and_the_loops_of_training():
 
 
 def test_lines_differ_in_colour_marker_and_dash():
-    groups = {str(i): group({1: i / 10, 2: i / 10}) for i in range(6)}
+    groups = {str(i): group({1: i / 10, 2: i / 10}) for i in range(7)}
     lines = plots.loop_scaling(groups, trained_loops=(1, 1), chance=CHANCE).axes[0].lines[1:]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for what in (lambda line: line.get_color(), lambda line: line.get_marker(), lambda line: str(line._dash_pattern)):
-        assert len({what(line) for line in lines}) == 6
+        assert len({what(line) for line in lines}) == 7
 
 
 def test_heat_map_writes_each_accuracy_and_leaves_gaps_empty():
@@ -366,7 +366,7 @@ def test_sweep_of_damaged_weights_is_an_error():
 @pytest.mark.parametrize(
     ("draw", "named"),
     [
-        (lambda: plots.loop_scaling({}, trained_loops=(4, 4), chance=0.1), "groups must hold 1 to 6 lines"),
+        (lambda: plots.loop_scaling({}, trained_loops=(4, 4), chance=0.1), "groups must hold 1 to 7 lines"),
         (lambda: plots.stability([], RADII), "no records to draw"),
         (lambda: plots.stability(RECORDS, RADII[:1]), "radii must go up to loop 2"),
     ],
