@@ -68,7 +68,6 @@ def rest_table(summary: dict) -> str:
     columns = [
         ("ρ(J) at loop 32", _range_of("radii")),
         ("residual at loop 64", _range_of("residuals")),
-        ("gain over 8 digits", _range_of("gains")),
     ]
     return _table("setting", settings, [("seeds", _seeds), *columns, _at("6–8", 8), _at("6–8", 32), _at("64", 64)])
 
