@@ -37,6 +37,7 @@ RESULTS = Path("results") / "study"
 CHAINS_SEED = 1
 """Seed of the evaluation chains: not those that the main job, and whoever tunes with it, looks at."""
 _REST_LOOPS = (4, 8, 16, 32, 64)
+_GAIN_DISTANCES = (1, 2, 4, 8)
 _CURVE = ("step", "loss", "accuracy", "grad_norm")
 
 
@@ -141,14 +142,14 @@ def _at_rest(model: RecurrentDepthTransformer, task: Task) -> dict:
     return found
 
 
-def _gains(model: RecurrentDepthTransformer, task: Task, distances: Sequence[int] = (1, 2, 4, 8)) -> list[list]:
+def _gains(model: RecurrentDepthTransformer, task: Task) -> list[list]:
     """``[distance, median, highest]`` of ``gains_along_chain`` from the second digit of four chains of 12 on."""
     batch = task.encode(evaluation_chains(task, 12, 4, CHAINS_SEED))
     *_, last = model.loop(batch.token_ids, _REST_LOOPS[-1])
     maps = [make_loop_map(model, ids, _REST_LOOPS[-1] - 1)[0] for ids in batch.token_ids.split(1)]
     gains = [gains_along_chain(*pair, 2) for pair in zip(maps, last.state.split(1), strict=True)]
     columns = list(zip(*gains, strict=True))
-    return [[k, *map(_rounded, (statistics.median(columns[k - 1]), max(columns[k - 1])))] for k in distances]
+    return [[k, *map(_rounded, (statistics.median(columns[k - 1]), max(columns[k - 1])))] for k in _GAIN_DISTANCES]
 
 
 def _rounded(value: float) -> float:

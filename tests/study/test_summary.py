@@ -24,7 +24,6 @@ def made_up(run, share):
         "provenance": provenance,
         "radii": [[32, 0.5]],
         "residuals": [[64, 1e-6]],
-        "gains": [[1, 0.5, 0.7], [8, 0.1, 0.2]],
     }
 
 
