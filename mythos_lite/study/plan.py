@@ -237,7 +237,7 @@ TASKS = {
     "sum modulo 5": Setting(ChainTask(modulus=5, n_symbols=5)),
     "S3": Setting(PermutationTask(degree=3, n_symbols=6)),
     "S5, trained on 5 elements": Setting(_S5, _WIDER, _LONGER),
-    "S5, then on 8 elements": Setting(_S5, _WIDER, {"steps": 1500, "lr": 1e-3} | _TO_EIGHT, before=(_LONGER,)),
+    "S5, then on 8 elements": Setting(_S5, _WIDER, {"steps": 4000, "lr": 1e-3} | _TO_EIGHT, before=(_LONGER,)),
 }
 """S5 has 120 states where the others have at most seven: its model is wider, dense, and trained for longer; its second
 row goes on from the end of its first. Parity has only 62 chains of at most five bits; its second row has 510, of at
