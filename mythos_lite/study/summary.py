@@ -1,7 +1,8 @@
 """What the records say, pooled: small enough to ship with the package, complete enough for every table and figure.
 
 A summary maps study → rung → an *entry*: ``n_parameters``; per seed ``seeds``, ``seconds`` of training and sweep,
-``cpu_seconds`` of training alone, and on 8 digits ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64);
+``cpu_seconds`` of training alone, and on 8 digits ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64),
+``gains`` (by what factor a small error is at most multiplied over 8 digits; the first records have none);
 ``errors`` (what a run that blew up said); and ``correct``, which maps group of lengths → loops → a pair
 ``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 8 on, single lengths; loops are strings, as in
 JSON.
@@ -50,7 +51,7 @@ def summarise(records: Iterable[dict]) -> dict:
     for record in records:
         new = {
             "seeds": [], "n_parameters": record["n_parameters"], "seconds": [], "cpu_seconds": [], "errors": [],
-            "radii": [], "residuals": [], "correct": {},
+            "radii": [], "residuals": [], "gains": [], "correct": {},
         }  # fmt: skip
         entry = summary.setdefault(record["study"], {}).setdefault(record["rung"], new)
         entry["seeds"].append(record["seed"])
@@ -60,6 +61,7 @@ def summarise(records: Iterable[dict]) -> dict:
         entry["errors"] += [record["error"]] if "error" in record else []
         for name, n_loops in (("radii", 32), ("residuals", 64)):
             entry[name].append(dict(record.get(name, [])).get(n_loops))
+        entry["gains"].append(next((highest for k, _, highest in record.get("gains", []) if k == 8), None))
         pooled: dict = {}
         asked = {n_digits for n_digits, *_ in record["counts"]}
         for n_digits, n_loops, n_chains, n_correct in record["counts"]:

@@ -10,6 +10,8 @@ from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_
 Entry = dict
 Column = tuple[str, Callable[[Entry], str]]
 FINAL_RUNG = "GQA with experts"
+HOLDS = 0.99
+"""A seed *holds* if it is right on this share of the chains of 64 elements, with as many loops."""
 
 
 def ladder_entries(summary: dict) -> dict[str, Entry]:
@@ -61,15 +63,30 @@ def task_table(summary: dict) -> str:
 
 
 def rest_table(summary: dict) -> str:
-    """Does the state come to rest? Residual and radius beside accuracy, over the settings."""
+    """Does the state come to rest, and do errors fade along the chain? Beside accuracy, over the settings and tasks."""
     settings = {f"final, {name}": entry for name, entry in summary["final"].items()} | summary["removal"]
     overthinking = ("+ 2,000 steps", "+ window of 2")
     settings |= {f"ladder, {name}": summary["ladder"][name] for name in overthinking}
+    settings |= {f"task, {name}": entry for name, entry in summary["tasks"].items()}
     columns = [
         ("ρ(J) at loop 32", _range_of("radii")),
         ("residual at loop 64", _range_of("residuals")),
+        ("gain over 8 digits", _range_of("gains")),
     ]
     return _table("setting", settings, [("seeds", _seeds), *columns, _at("6–8", 8), _at("6–8", 32), _at("64", 64)])
+
+
+def spread_table(summary: dict) -> str:
+    """How far the seeds of a setting lie apart on 64 elements, and how many of them hold."""
+    settings = {
+        f"{study}: {rung}": e for study, rungs in summary.items() if study != "windows" for rung, e in rungs.items()
+    }
+
+    def on_64(entry: Entry) -> list[float]:
+        return sorted(accuracies_with_enough_loops(entry, "64"))
+
+    held = ("seeds that hold", lambda e: f"{sum(a >= HOLDS for a in on_64(e))} of {len(e['seeds'])}")
+    return _table("setting", settings, [held, ("64, every seed", lambda e: ", ".join(f"{a:.3f}" for a in on_64(e)))])
 
 
 def cost_table(summary: dict) -> str:
@@ -82,7 +99,7 @@ def cost_table(summary: dict) -> str:
 
 TABLES = {
     "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
-    "baselines": baseline_table, "tasks": task_table, "rest": rest_table, "cost": cost_table,
+    "baselines": baseline_table, "tasks": task_table, "rest": rest_table, "spread": spread_table, "cost": cost_table,
 }  # fmt: skip
 
 

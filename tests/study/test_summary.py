@@ -24,6 +24,7 @@ def made_up(run, share):
         "provenance": provenance,
         "radii": [[32, 0.5]],
         "residuals": [[64, 1e-6]],
+        "gains": [[1, 0.5, 0.7], [8, 0.1, 0.2]],
     }
 
 
@@ -65,8 +66,10 @@ def test_tables_are_rectangular_and_show_mean_and_worst(name, whole_plan):
         if name == "cost":  # eleven seconds a run
             runs, hours = map(float, line.split("|")[2:4])
             assert hours == pytest.approx(runs * 11 / 3600, abs=0.06)
-        elif "GQA, dense" in line and name == "rest":  # one seed, so one value
+        elif "GQA, dense" in line and name in ("rest", "spread"):  # one seed, so one value
             assert "| 0.400 |" in line
+        elif name == "spread":
+            assert line.endswith("| 0 of 2 | 0.400, 0.800 |")
         else:
             assert "0.600 (0.400)" in line or "0.4000 (0." in line
 
