@@ -17,12 +17,18 @@ from torch.nn import functional as F
 from mythos_lite.attention import make_positions
 from mythos_lite.block import Block
 from mythos_lite.config import Config, ModelConfig, TrainConfig, check_choice, check_int
-from mythos_lite.data import Task, make_generator
+from mythos_lite.data import Task
 from mythos_lite.layers import rms_norm
-from mythos_lite.training import NonFiniteError, StepStream, average_weights, learning_rate, make_optimizer
+from mythos_lite.training import (
+    NonFiniteError,
+    StepStream,
+    average_weights,
+    initial_weights,
+    learning_rate,
+    make_optimizer,
+)
 
 KINDS = ("transformer", "lstm", "gru")
-_WEIGHTS = 3  # stream of a seed, as for looped models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +99,7 @@ class RecurrentNetwork(nn.Module):
 
 def build_baseline(config: BaselineConfig, seed: int) -> nn.Module:
     """A baseline whose initial weights depend on ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(make_generator(seed, _WEIGHTS).initial_seed())
+    with initial_weights(seed):
         return PlainTransformer(config) if config.kind == "transformer" else RecurrentNetwork(config)
 
 

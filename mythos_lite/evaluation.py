@@ -20,6 +20,7 @@ from mythos_lite.config import check_int, check_number
 from mythos_lite.data import Task, make_generator
 from mythos_lite.losses import answer_logits
 from mythos_lite.model import RecurrentDepthTransformer
+from mythos_lite.training import NonFiniteError
 
 _CHAINS = 10  # stream of a seed, apart from those of training
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
@@ -61,7 +62,12 @@ def sweep(
     n_chains: int = 1000,
     seed: int = 0,
 ) -> list[dict]:
-    """One row per length and loop count, on held-out chains drawn with ``seed``."""
+    """One row per length and loop count, on held-out chains drawn with ``seed``.
+
+    Raises:
+        NonFiniteError: when logits are not finite; says after which loop.
+        ValueError: for a loop count below 1, or a length that is too long for the model or has no chain held out.
+    """
     for n_loops in loops or [None]:
         check_int("n_loops", n_loops, 1)
     loops, lengths = sorted(set(loops)), list(lengths)
@@ -81,7 +87,7 @@ def sweep(
                 if step.loop in correct:
                     logits = answer_logits(model, step.output, batch.answer_positions)
                     if not torch.isfinite(logits).all():
-                        raise ValueError(f"the logits are not finite after loop {step.loop}; is the model damaged?")
+                        raise NonFiniteError(f"the logits are not finite after loop {step.loop}; is the model damaged?")
                     correct[step.loop] += int((logits.argmax(-1) == batch.answers).sum())
         rows += [make_row(n_digits, n_loops, correct[n_loops], len(chains)) for n_loops in loops]
     return rows

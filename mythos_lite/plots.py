@@ -22,7 +22,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 2)))
 def loop_scaling(
     groups: Mapping[str, Sequence[dict]], *, trained_loops: tuple[int, int], chance: float, title: str | None = None
 ) -> Figure:
-    """Accuracy against loops, one line per group of rows, with 95 % bands.
+    """Accuracy against loops, one line per group of rows, with bands from their ``low`` to their ``high``.
 
     ``trained_loops`` is the range of loop counts seen in training; it is shaded. The last group is
     the one that the title speaks of, unless a ``title`` is given.
@@ -185,6 +185,28 @@ def ladder(rungs: Mapping[str, Mapping[str, Sequence[float]]], *, chance: float,
     axes.set(xlim=(0, 1.03), xlabel="accuracy; small points are seeds, large ones their mean")
     axes.set_title(title, fontsize=11, loc="left")
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=len(questions))
+    return figure
+
+
+def gain_and_accuracy(
+    points: Mapping[str, Sequence[tuple[float, float]]], *, chance: float, asked: str, title: str
+) -> Figure:
+    """Every run a point, name → (gain of a small error along the chain, accuracy on ``asked``)."""
+    figure, axes = _figure(7.2, 3.8)
+    axes.axhline(chance, color="0.45", lw=1, ls=":")
+    axes.axvline(1, color="0.45", lw=1, ls=":")
+    axes.annotate("errors grow", (1.2, 1.04), fontsize=8, color="0.35")
+    axes.annotate("chance", (1, chance), xytext=(2, 3), textcoords="offset points", fontsize=8, color="0.35",
+                  xycoords=("axes fraction", "data"), ha="right")  # fmt: skip
+    for (name, pairs), style in zip(points.items(), _styles(), strict=False):
+        look = {"color": style["color"], "marker": style["marker"], "linestyle": "", "alpha": 0.7}
+        axes.plot([gain for gain, _ in pairs], [accuracy for _, accuracy in pairs], label=name, **look)
+    axes.set_xscale("log")
+    axes.set(
+        ylim=(0, 1.1), xlabel="highest gain of a small error over 8 digits (log scale)", ylabel=f"accuracy, {asked}"
+    )
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False, fontsize=8, loc="center left")
     return figure
 
 

@@ -9,11 +9,12 @@ history in one file, replaced in one step) and ``metrics.jsonl`` (one line per r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +45,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> RecurrentDepthTransformer:
-    """A model whose initial weights depend on ``seed`` alone; torch's global generator is left as it was."""
+@contextlib.contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Within, torch draws the initial weights of ``seed``; its global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(make_generator(seed, _WEIGHTS).initial_seed())
+        yield
+
+
+def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> RecurrentDepthTransformer:
+    """A model whose initial weights depend on ``seed`` alone."""
+    with initial_weights(seed):
         return RecurrentDepthTransformer(config).to(device)
 
 

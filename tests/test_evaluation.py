@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from mythos_lite import ModelConfig, RecurrentDepthTransformer, plots
 from mythos_lite.data import ChainTask, make_generator
 from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, pool, sweep, wilson_interval
-from mythos_lite.training import build_model
+from mythos_lite.training import NonFiniteError, build_model
 
 TASK = ChainTask()
 TINY = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16)
@@ -359,7 +359,7 @@ def test_sweep_of_damaged_weights_is_an_error():
     model = RecurrentDepthTransformer(ModelConfig())
     with torch.no_grad():
         model.embedding.weight[8] = torch.nan
-    with pytest.raises(ValueError, match="not finite after loop 1"):
+    with pytest.raises(NonFiniteError, match="not finite after loop 1"):
         sweep(model, ChainTask(), [2], [1])
 
 

@@ -8,7 +8,13 @@ from matplotlib.figure import Figure
 
 from mythos_lite import plots
 from mythos_lite.study.plan import windows
-from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_enough_loops, rows
+from mythos_lite.study.summary import (
+    ENOUGH_LOOPS,
+    accuracies,
+    accuracies_with_enough_loops,
+    gains_and_accuracies,
+    rows,
+)
 from mythos_lite.study.tables import FINAL_RUNG, ladder_entries
 
 CHANCE = 1 / 7
@@ -50,6 +56,14 @@ def frontier(summary: dict) -> Figure:
     return plots.frontier(panels, title="The line is drawn from the window alone: left of it nothing can be known")
 
 
+def errors_fade(summary: dict) -> Figure:
+    """Gain along the chain against accuracy on long chains: every run that knows what it was trained on."""
+    points = gains_and_accuracies(summary)
+    return plots.gain_and_accuracy(
+        points, chance=CHANCE, asked="64 digits, 64 loops", title="With the window, long chains hold where errors fade"
+    )
+
+
 def _ladder(entries: dict, title: str) -> Figure:
     asked = {"2–5 digits, 4 loops": ("2–5", 4), "6–8 digits, 8 loops": ("6–8", 8), "64 digits, 64 loops": ("64", 64)}
     rungs = {
@@ -59,4 +73,5 @@ def _ladder(entries: dict, title: str) -> Figure:
     return plots.ladder(rungs, chance=CHANCE, title=title)
 
 
-FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier}
+FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier,
+           "errors_fade": errors_fade}  # fmt: skip

@@ -102,9 +102,7 @@ def _count(model: torch.nn.Module, task: Task, asked: Sweep) -> list[list[int]]:
         while loops:
             try:
                 found = sweep(model, task, [n], loops, n_chains=asked.n_chains, seed=CHAINS_SEED)
-            except ValueError as error:
-                if "not finite" not in str(error):
-                    raise
+            except NonFiniteError:
                 loops.pop()
                 continue
             rows += [[n, row["n_loops"], row["n_chains"], row["n_correct"]] for row in found]

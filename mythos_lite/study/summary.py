@@ -2,15 +2,16 @@
 
 A summary maps study → rung → an *entry*: ``n_parameters``; per seed ``seeds``, ``seconds`` of training and sweep,
 ``cpu_seconds`` of training alone, and on 8 digits ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64),
-``gains`` (by what factor a small error is at most multiplied over 8 digits; the first records have none);
-``errors`` (what a run that blew up said); and ``correct``, which maps group of lengths → loops → a pair
-``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 8 on, single lengths; loops are strings, as in
-JSON.
+``gains`` (by what factor a small error is at most multiplied over 8 digits; ``None`` in the first records, and where
+the state does not rest); ``errors`` (what a run that blew up said); and ``correct``, which maps group of lengths →
+loops → a pair ``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 8 on, single lengths; loops are
+strings, as in JSON.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from mythos_lite.study.runner import describe, read_record
 SUMMARY = Path(__file__).parent / "summary.json"
 ENOUGH_LOOPS = {"2–5": 4, "6–8": 8, "16": 16, "32": 32, "64": 64, "128": 128}
 """Groups of lengths that every study of the chain task asks, with loops that are enough for them."""
+AT_REST = 1e-5
+"""Residual below which a state counts as at rest: a gain along the chain is about a state that stays where it is."""
+KNOWN = 0.99
+"""Share of the chains of trained length from which on a run counts as having learned them."""
 _GROUPS = {"2–5": (2, 3, 4, 5), "3–5": (3, 4, 5), "6–8": (6, 7, 8)}
 
 
@@ -61,7 +66,9 @@ def summarise(records: Iterable[dict]) -> dict:
         entry["errors"] += [record["error"]] if "error" in record else []
         for name, n_loops in (("radii", 32), ("residuals", 64)):
             entry[name].append(dict(record.get(name, [])).get(n_loops))
-        entry["gains"].append(next((highest for k, _, highest in record.get("gains", []) if k == 8), None))
+        rests = (entry["residuals"][-1] or math.inf) < AT_REST
+        gains = {k: highest for k, _, highest in record.get("gains", [])}
+        entry["gains"].append(gains.get(8) if rests else None)
         pooled: dict = {}
         asked = {n_digits for n_digits, *_ in record["counts"]}
         for n_digits, n_loops, n_chains, n_correct in record["counts"]:
@@ -104,13 +111,33 @@ def accuracies_with_enough_loops(entry: dict, group: str) -> list[float]:
     return accuracies(entry, group, 1 if list(entry["correct"][group]) == ["1"] else ENOUGH_LOOPS[group])
 
 
+def gains_and_accuracies(summary: dict) -> dict[str, list[tuple[float, float]]]:
+    """(gain over 8 digits, accuracy on 64 digits at 64 loops) of every run on digit chains modulo 7 that has a gain and
+    is right on ``KNOWN`` of the chains of trained length; runs with a window and with full attention apart."""
+    points: dict = {"window of 2": [], "full attention": []}
+    for study in ("ladder", "removal", "final"):
+        windows = {run.rung: run.model.window for run in STUDIES[study][0](0)}
+        for rung, entry in summary[study].items():
+            name = "full attention" if windows[rung] is None else f"window of {windows[rung]}"
+            seeds = zip(entry["gains"], accuracies(entry, "2–5", 4), accuracies(entry, "64", 64), strict=True)
+            points[name] += [(gain, far) for gain, known, far in seeds if gain is not None and known >= KNOWN]
+    return points
+
+
 def rows(entry: dict, group: str) -> list[dict]:
-    """Rows of a group, one per loop count, all seeds together, as ``evaluation`` makes them."""
-    totals = {
-        int(n_loops): [sum(pair[i] for pair in pairs) for i in (0, 1)]
-        for n_loops, pairs in entry["correct"][group].items()
-    }
-    return [make_row(group, n_loops, *totals[n_loops]) for n_loops in sorted(totals)]
+    """Rows of a group, one per loop count, as ``evaluation`` makes them.
+
+    Of several seeds: their chains together, and as interval the lowest and the highest seed, which lie further apart
+    than chains alone would make them.
+    """
+    found = []
+    for n_loops, pairs in sorted(entry["correct"][group].items(), key=lambda item: int(item[0])):
+        row = make_row(group, int(n_loops), *map(sum, zip(*pairs, strict=True)))
+        if len(pairs) > 1:
+            shares = accuracies(entry, group, int(n_loops))
+            row |= {"low": min(shares), "high": max(shares)}
+        found.append(row)
+    return found
 
 
 def mean(values: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ def removal_table(summary: dict) -> str:
 
 
 def final_table(summary: dict) -> str:
-    """Three models, five seeds: worst seed with its 95 % interval."""
+    """Every model's worst seed, with its 95 % interval over chains."""
     columns = [("seeds", _seeds), ("parameters", _parameters), ("CPU minutes", _minutes)]
     columns += [_worst(*asked) for asked in _FAR]
     return _table("model", summary["final"], columns)
@@ -56,10 +56,10 @@ def baseline_table(summary: dict) -> str:
 
 def task_table(summary: dict) -> str:
     """The same recipe on other groups."""
-    columns = [_at("3–5", 4), _at("6–8", 4), _at("6–8", 8), *(_at(str(n), n) for n in (16, 32, 40, 64))]
-    columns += [_at("40", 80), _at("64", 128)]
+    columns = [("seeds", _seeds), ("parameters", _parameters), _at("3–5", 4), *(_at("6–8", t) for t in (4, 8, 32))]
+    columns += [_at("16", 16), _at("16", 32), _at("32", 32), _at("64", 64), _at("64", 128)]
     named = {f"{name} (chance {1 / TASKS[name].task.n_answers:.2g})": entry for name, entry in summary["tasks"].items()}
-    return _table("task", named, [("seeds", _seeds), *columns])
+    return _table("task", named, columns)
 
 
 def rest_table(summary: dict) -> str:
@@ -113,9 +113,8 @@ def _parameters(entry: Entry) -> str:
 
 
 def _minutes(entry: Entry) -> str:
-    """The longest training; the first records have no CPU time."""
-    measured = [seconds for seconds in entry["cpu_seconds"] if seconds]
-    return f"{max(measured) / 60:.1f}" if measured else "–"
+    """The shortest and the longest training; the first records have no CPU time."""
+    return _range([seconds and seconds / 60 for seconds in entry["cpu_seconds"]], ".1f")
 
 
 def _at(group: str, n_loops: int) -> Column:
@@ -135,13 +134,16 @@ def _enough(group: str) -> Column:
 
 
 def _range_of(key: str) -> Callable[[Entry], str]:
-    def cell(entry: Entry) -> str:
-        values = [value for value in entry[key] if value is not None]
-        if not values:
-            return "–"
-        return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
+    return lambda entry: _range(entry[key], ".3g")
 
-    return cell
+
+def _range(values: Sequence[float | None], form: str) -> str:
+    """Lowest and highest of what was measured, and of how many seeds if not of all."""
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return "–"
+    ends = " to ".join(dict.fromkeys(f"{value:{form}}" for value in (min(measured), max(measured))))
+    return ends if len(measured) == len(values) else f"{ends} ({len(measured)} of {len(values)} seeds)"
 
 
 def _overthinking(entry: Entry) -> str:

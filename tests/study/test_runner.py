@@ -93,7 +93,7 @@ def test_loops_at_which_the_state_overflows_answer_nothing(monkeypatch):
 
     def overflow(model, task, lengths, loops, **options):
         if max(loops) > 3:
-            raise ValueError("the logits are not finite after loop 4; is the model damaged?")
+            raise NonFiniteError("the logits are not finite after loop 4; is the model damaged?")
         return real(model, task, lengths, loops, **options)
 
     monkeypatch.setattr(runner, "sweep", overflow)

@@ -51,6 +51,30 @@ def test_rows_take_all_seeds_together(whole_plan):
     found = summary.rows(whole_plan["final"]["GQA with experts"], "6–8")
     assert [row["n_loops"] for row in found] == [1, 2, 4, 6, 8, 16, 32, 64]
     assert {(row["n_correct"], row["n_chains"]) for row in found} == {(18_000, 30_000)}
+    assert {(row["low"], row["accuracy"], row["high"]) for row in found} == {(0.4, 0.6, 0.8)}  # from seed to seed
+    dense = summary.rows(whole_plan["final"]["GQA, dense"], "6–8")  # one seed, so an interval over its chains
+    assert all(0.39 < row["low"] < 0.4 < row["high"] < 0.41 for row in dense)
+
+
+def test_gain_counts_only_where_the_state_rests():
+    (run,) = (run for run in STUDIES["final"][0](0) if run.rung == "GQA, dense")
+    restless = made_up(run, 1.0) | {"residuals": [[64, 1e-3]]}
+    blown_up = made_up(run, 1.0) | {"residuals": [[64, None]]}
+    first = {key: value for key, value in made_up(run, 1.0).items() if key != "gains"}
+    entry = summary.summarise([made_up(run, 1.0), restless, blown_up, first])["final"]["GQA, dense"]
+    assert entry["gains"] == [0.2, None, None, None]
+    assert "| 0.2 (1 of 4 seeds) |" in tables._table("", {"": entry}, [("", tables._range_of("gains"))])
+
+
+def test_gains_stand_beside_the_accuracy_of_runs_that_know_short_chains():
+    records = [made_up(run, share) for name in ("ladder", "removal", "final") for run in STUDIES[name][0](0)
+               for share in [0.98 if run.rung == "GQA, dense" else 0.995]]  # fmt: skip
+    found = summary.gains_and_accuracies(summary.summarise(records))
+    full = [run for name in ("ladder", "removal") for run in STUDIES[name][0](0) if run.model.window is None]
+    assert {name: len(pairs) for name, pairs in found.items()} == {
+        "window of 2": len(records) - len(full) - 1, "full attention": len(full)
+    }  # fmt: skip
+    assert {pair for pairs in found.values() for pair in pairs} == {(0.2, 199 / 200), (0.2, 0.995)}
 
 
 def test_question_asked_twice_counts_with_the_more_chains(whole_plan):
