@@ -7,7 +7,7 @@ study          question
 ``removal``    the final setting less one thing: what does it need?
 ``final``      the final setting with three models, five seeds, many chains: how far does it go?
 ``baselines``  a plain transformer, an LSTM, a GRU on the same batches: what would one use instead?
-``tasks``      the same recipe on other groups: is it a counting trick?
+``tasks``      the same code on other groups: is it a counting trick?
 ``windows``    wider windows: are the loops needed those that the window predicts?
 =============  ======================================================================================
 

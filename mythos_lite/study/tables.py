@@ -55,7 +55,7 @@ def baseline_table(summary: dict) -> str:
 
 
 def task_table(summary: dict) -> str:
-    """The same recipe on other groups."""
+    """The same code on other groups."""
     columns = [("seeds", _seeds), ("parameters", _parameters), _at("3–5", 4), *(_at("6–8", t) for t in (4, 8, 32))]
     columns += [_at("16", 16), _at("16", 32), _at("32", 32), _at("64", 64), _at("64", 128)]
     named = {f"{name} (chance {1 / TASKS[name].task.n_answers:.2g})": entry for name, entry in summary["tasks"].items()}
