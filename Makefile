@@ -13,7 +13,7 @@ help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
 	@echo "make test         run the tests"
 	@echo "make lab          open the lessons in JupyterLab"
-	@echo "make test-study   rerun two rows of the study and compare them with the committed ones (5 to 10 minutes)"
+	@echo "make test-study   rerun three rows of the study and compare them with the committed ones (5 to 10 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make notebooks    write badges and links, and execute the lessons again"
 	@echo "make lint         check style only"
@@ -29,7 +29,7 @@ test: $(VENV)/tests lint
 
 test-study: $(VENV)/package
 	rm -rf runs/slice
-	$(IN_VENV) -m mythos_lite study ladder --rungs "as published" "+ tanh on the state" --seeds 0 --results runs/slice --compare results/study
+	$(IN_VENV) -m mythos_lite study ladder removal --rungs "as published" "+ tanh on the state" "experts not balanced" --seeds 0 --results runs/slice --compare results/study
 
 test-browser: $(VENV)/tests
 	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }

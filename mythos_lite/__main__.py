@@ -16,8 +16,8 @@ from mythos_lite import __version__
 from mythos_lite.config import RECIPES, check_int
 from mythos_lite.experiment import run_experiment, run_folder
 from mythos_lite.report import seed_table, summary_table
-from mythos_lite.study.plan import STUDIES
-from mythos_lite.study.runner import RESULTS, chosen_runs, disagreements, read_record, run_study
+from mythos_lite.study.plan import STUDIES, Run
+from mythos_lite.study.runner import RESULTS, chosen_runs, disagreements, find_record, run_study
 from mythos_lite.training import STATE_FILE, NonFiniteError
 
 EXPERIMENT_EXAMPLES = """\
@@ -86,7 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help="only these rows, by name")
     study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds (default: the study's)")
     study.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default: %(default)s)")
-    study.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: %(default)s")
+    study.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="DIR",
+        help="where records go (default: %(default)s); weights go there too, those of the default to runs/study",
+    )  # fmt: skip
     study.add_argument(
         "--compare",
         type=Path,
@@ -132,8 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = run_folder(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick)
         run_experiment(args.recipe, args.seed, out=folder, experts=args.experts, quick=args.quick, device=args.device)
     except KeyboardInterrupt:
-        saved = folder is not None and (folder / STATE_FILE).exists()
-        what_now = "the same command goes on from the last saved step" if saved else "nothing had been saved yet"
+        if args.command == "study":
+            what_now = "the same command runs what is missing"
+        elif folder is not None and (folder / STATE_FILE).exists():
+            what_now = "the same command goes on from the last saved step"
+        else:
+            what_now = "nothing had been saved yet"
         print(f"\ninterrupted; {what_now}", file=sys.stderr)
         return 130
     except (ValueError, OSError, NonFiniteError) as error:
@@ -148,18 +155,21 @@ def _study(args: argparse.Namespace) -> int:
         for run in runs:
             print(f"{run.study:10} {run.rung}, seed {run.seed}")
         return 0
-    weights = Path("runs") / "study" if args.results == RESULTS else args.results
+    others = [] if args.compare is None else [_other_record(run, args.compare) for run in runs]
+    weights = Path("runs") / "study" if args.results.resolve() == RESULTS.resolve() else args.results
     records = run_study(runs, args.results, weights, args.jobs)
     print(f"{len(records)} runs are in {args.results}")
     if args.compare is None:
         return 0
-    differing = [
-        line
-        for run, record in zip(runs, records, strict=True)
-        for line in disagreements(record, read_record(args.compare / f"{run.name}.json"))
-    ]
+    differing = [line for pair in zip(records, others, strict=True) for line in disagreements(*pair)]
     print("\n".join(differing) or f"they agree with those in {args.compare}: all intervals overlap")
     return 1 if differing else 0
+
+
+def _other_record(run: Run, folder: Path) -> dict:
+    if (record := find_record(run, folder)) is None:
+        raise ValueError(f"{folder} does not hold {run.name}.json, so there is nothing to compare with")
+    return record
 
 
 def _read_result(path: Path) -> dict:

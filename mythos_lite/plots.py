@@ -144,7 +144,7 @@ def length_generalisation(
         raise ValueError(f"lines must hold 1 to {len(COLOURS)} names, not {len(lines)}")
     figure, axes = _figure(7.2, 4.2)
     lengths = sorted({n for line in lines.values() for n in line})
-    axes.axvspan(lengths[0] * 0.9, trained, color="0.88", zorder=0)
+    axes.axvspan(trained * 0.7, trained, color="0.88", zorder=0)
     axes.axhline(chance, color="0.45", lw=1, ls=":")
     axes.annotate("chance", (lengths[-1], chance), xytext=(0, 4), textcoords="offset points", fontsize=8, ha="right")
     axes.annotate("trained", (trained * 0.95, 0.02), fontsize=8, ha="right", color="0.35")
@@ -157,7 +157,7 @@ def length_generalisation(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(ylim=(0, 1.05), xlabel="length of the chain (log scale)", ylabel="accuracy, mean and range over seeds")
     axes.set_title(title, fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     return figure
 
 

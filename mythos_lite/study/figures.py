@@ -8,13 +8,7 @@ from matplotlib.figure import Figure
 
 from mythos_lite import plots
 from mythos_lite.study.plan import windows
-from mythos_lite.study.summary import (
-    ENOUGH_LOOPS,
-    accuracies,
-    accuracies_with_enough_loops,
-    gains_and_accuracies,
-    rows,
-)
+from mythos_lite.study.summary import accuracies, accuracies_with_enough_loops, gains_and_accuracies, rows
 from mythos_lite.study.tables import FINAL_RUNG, ladder_entries
 
 CHANCE = 1 / 7
@@ -27,7 +21,7 @@ def how_far(summary: dict, measured: Mapping[str, Mapping[int, Sequence[float]]]
     """
     entries = {"looped": summary["final"][FINAL_RUNG], **summary["baselines"]}
     lines = {
-        name: {int(group.split("–")[-1]): accuracies_with_enough_loops(entry, group) for group in ENOUGH_LOOPS}
+        name: {n: accuracies_with_enough_loops(entry, str(n)) for n in (5, 8, 16, 32, 64, 128)}
         for name, entry in entries.items()
     }
     lines |= measured or {}
@@ -53,14 +47,19 @@ def frontier(summary: dict) -> Figure:
         entry = summary["windows"][run.rung]
         measured = [{**row, "n_digits": int(length)} for length in entry["correct"] for row in rows(entry, length)]
         panels[run.rung] = measured, {int(length): run.model.loops_needed(int(length)) for length in entry["correct"]}
-    return plots.frontier(panels, title="The line is drawn from the window alone: left of it nothing can be known")
+    return plots.frontier(
+        panels, title="Left of the line, which the window sets, the first digit cannot have reached EQ"
+    )
 
 
 def errors_fade(summary: dict) -> Figure:
-    """Gain along the chain against accuracy on long chains: every run that knows what it was trained on."""
+    """Gain along the chain against accuracy on long chains, every run on digit chains that has a gain."""
     points = gains_and_accuracies(summary)
     return plots.gain_and_accuracy(
-        points, chance=CHANCE, asked="64 digits, 64 loops", title="With the window, long chains hold where errors fade"
+        points,
+        chance=CHANCE,
+        asked="64 digits, 64 loops",
+        title="Where short chains are learned with the window, fading errors go with long chains",
     )
 
 

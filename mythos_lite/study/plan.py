@@ -93,10 +93,11 @@ BASELINE_SWEEPS = (
 )
 
 _EXPERTS = {"n_experts": 4, "n_experts_per_token": 2, "n_shared_experts": 1, "d_expert": 64}
+AS_PUBLISHED, DENSE = "as published", "GQA, dense"
 MODELS = {
     "GQA with experts": ModelConfig(n_kv_heads=2, **_EXPERTS),
     "MLA with experts": mod7_moe_model(),
-    "GQA, dense": mod7_model(),
+    DENSE: mod7_model(),
 }
 FINAL = MODELS["GQA with experts"]
 
@@ -136,6 +137,8 @@ CHANGES = (
     Change("balanced experts", "experts not balanced", train=("router_bias_rate",)),
 )  # fmt: skip
 NO_START = "no START token"
+ROPE_KEPT = "full attention, RoPE base kept"
+"""The published model's rotary base goes with its full attention; this row has the final setting's."""
 
 
 def _published(seed: int) -> tuple[ModelConfig, TrainConfig]:
@@ -149,11 +152,9 @@ def _with_fields(config, fields: Iterable[str], source):
 
 
 def ladder(seed: int) -> list[Run]:
-    """One change more in every run; of the seeds beyond the third only the published setting itself."""
+    """One change more in every run."""
     model, train = _published(seed)
-    runs = [_run("ladder", "as published", seed, model, train)]
-    if seed not in THREE_SEEDS:
-        return runs
+    runs = [_run("ladder", AS_PUBLISHED, seed, model, train)]
     for change in CHANGES:
         model = _with_fields(model, change.model, FINAL)
         train = _with_fields(train, change.train, final_train(seed))
@@ -174,17 +175,14 @@ def removal(seed: int) -> list[Run]:
         if model.window is None:  # every loop would count as enough, so the loss would ask for the answer at once
             train = dataclasses.replace(train, loss="last")
         runs.append(_run("removal", change.removing, seed, model, train))
+    full, at_last = dataclasses.replace(FINAL, window=None), dataclasses.replace(final_train(seed), loss="last")
+    runs.append(_run("removal", ROPE_KEPT, seed, full, at_last))
     runs.append(_run("removal", NO_START, seed, FINAL, final_train(seed), task=ChainTask(start_token=False)))
     return runs
 
 
 def final(seed: int) -> list[Run]:
-    """All seeds of the two models with experts; the dense one is recipe ``hold``, whose five seeds the main job ran."""
-    return [
-        _run("final", name, seed, model, final_train(seed), sweeps=FINAL_SWEEPS)
-        for name, model in MODELS.items()
-        if model.n_experts or seed == 0
-    ]
+    return [_run("final", name, seed, model, final_train(seed), sweeps=FINAL_SWEEPS) for name, model in MODELS.items()]
 
 
 def baselines(seed: int) -> list[Run]:
@@ -272,6 +270,9 @@ def _run(study, rung, seed, model, train, *, task: Task | None = None, sweeps=LA
 
 
 STUDIES = {
-    "ladder": (ladder, FIVE_SEEDS), "removal": (removal, THREE_SEEDS), "final": (final, FIVE_SEEDS),
+    "ladder": (ladder, THREE_SEEDS), "removal": (removal, THREE_SEEDS), "final": (final, FIVE_SEEDS),
     "baselines": (baselines, FIVE_SEEDS), "tasks": (tasks, THREE_SEEDS), "windows": (windows, (0,)),
 }  # fmt: skip
+"""Each study's runs of one seed, and its seeds."""
+OTHER_SEEDS = {("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,)}
+"""The dense model is that of recipe ``hold``, whose five seeds the main job ran."""

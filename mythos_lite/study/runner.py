@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from mythos_lite.baselines import build_baseline, count_correct, train_baseline
-from mythos_lite.checkpoint import write_files
+from mythos_lite.checkpoint import make_folder, write_files
 from mythos_lite.config import ModelConfig, check_choice, check_int
 from mythos_lite.data import Task
 from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, sweep, wilson_interval
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance, source_hash
 from mythos_lite.spectral import gains_along_chain, loop_radii, make_loop_map
-from mythos_lite.study.plan import STUDIES, TRAINED_LOOPS, Run, Sweep
+from mythos_lite.study.plan import OTHER_SEEDS, STUDIES, TRAINED_LOOPS, Run, Sweep
 from mythos_lite.training import NonFiniteError, build_model, train
 
 RESULTS = Path("results") / "study"
@@ -52,6 +55,12 @@ def describe(run: Run) -> dict:
     if run.before:
         described["before"] = [config.to_dict() for config in run.before]
     return json.loads(json.dumps(described))
+
+
+def is_record_of(run: Run, record: dict) -> bool:
+    """Does the record hold this run, with the configurations that the run has now?"""
+    described = describe(run)
+    return all(record.get(key) == described.get(key) for key in {*described, "before"})
 
 
 def execute(run: Run, weights: Path | None = None) -> dict:
@@ -157,20 +166,23 @@ def _rounded(value: float) -> float:
 def chosen_runs(studies: Sequence[str], rungs: Sequence[str] = (), seeds: Iterable[int] | None = None) -> list[Run]:
     """The plan's runs of these studies, seed by seed, so that each rung has one seed before any has two.
 
+    Without ``seeds`` each rung has those that the plan gives it.
+
     Raises:
         ValueError: for a study that does not exist, a rung that none of them has, or a seed that is not one.
     """
-    seeds = None if seeds is None else list(seeds)
+    studies, seeds = list(dict.fromkeys(studies)), None if seeds is None else list(dict.fromkeys(seeds))
     for study in studies:
         check_choice("study", study, tuple(STUDIES))
     for seed in seeds or []:
         check_int("seed", seed, 0, 2**32 - 1)
+    planned = sorted({seed for _, usual in STUDIES.values() for seed in usual})
     runs = [
         run
-        for seed in (seeds if seeds is not None else range(1 + max(max(s) for _, s in STUDIES.values())))
+        for seed in (planned if seeds is None else seeds)
         for study in studies
-        if seeds is not None or seed in STUDIES[study][1]
         for run in STUDIES[study][0](seed)
+        if seeds is not None or seed in OTHER_SEEDS.get((study, run.rung), STUDIES[study][1])
     ]
     known = list(dict.fromkeys(run.rung for run in runs))
     for rung in rungs:
@@ -196,6 +208,17 @@ def rows_of(record: dict) -> list[dict]:
     ]
 
 
+def find_record(run: Run, results: Path) -> dict | None:
+    """The run's record in ``results``, if it is there; ``ValueError`` if that is one of another configuration."""
+    path = results / f"{run.name}.json"
+    if not path.exists():
+        return None
+    record = read_record(path)
+    if not is_record_of(run, record):
+        raise ValueError(f"{path} holds this run with another configuration; remove the file, or choose another folder")
+    return record
+
+
 def run_study(runs: Sequence[Run], results: Path = RESULTS, weights: Path | None = None, jobs: int = 2) -> list[dict]:
     """Run what is not in ``results`` yet, ``jobs`` processes of one thread each; the records of all ``runs``.
 
@@ -204,38 +227,47 @@ def run_study(runs: Sequence[Run], results: Path = RESULTS, weights: Path | None
 
     Raises:
         ValueError: if ``results`` holds a run of the same name with another configuration.
+        OSError: for a folder that cannot be written, before anything is trained, or when a process was killed.
     """
     check_int("jobs", jobs, 1)
-    records: dict[str, dict] = {}
-    for run in runs:
-        path = results / f"{run.name}.json"
-        if path.exists():
-            records[run.name] = read_record(path)
-            if any(records[run.name].get(key) != value for key, value in describe(run).items()):
-                raise ValueError(
-                    f"{path} holds this run with another configuration; remove the file, or choose another folder"
-                )
+    records = {run.name: record for run in runs if (record := find_record(run, results))}
     waiting = [run for run in runs if run.name not in records]
+    for folder in (results, weights):
+        if waiting and folder is not None:
+            make_folder(folder)
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the new processes: two of two threads each are slower than one
     hidden = bool(os.environ.get("CI"))
     with (
         concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent) as pool,
         tqdm(total=len(waiting), desc="runs", unit="run", disable=hidden) as bar,
     ):
-        futures = {pool.submit(_execute_and_write, run, results, weights): run for run in waiting}
+        rest, running = iter(waiting), {}
         try:
-            for future in concurrent.futures.as_completed(futures):
-                records[futures[future].name] = future.result()
-                bar.set_postfix_str(futures[future].name)
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            while True:
+                for run in itertools.islice(rest, jobs - len(running)):  # no more, or an end would have to wait for it
+                    running[pool.submit(_execute_and_write, run, results, weights)] = run
+                if not running:
+                    break
+                for future in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
+                    name = running.pop(future).name
+                    records[name] = future.result()
+                    bar.set_postfix_str(name)
+                    bar.update()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process was killed, perhaps for want of memory; the same command runs what is missing"
+            ) from error
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
     return [records[run.name] for run in runs]
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent is killed would train on unseen; let it end too."""
+    """A worker whose parent is killed would train on unseen; let it end too. Ctrl-C is for the parent to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # tidily, which the default is not
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

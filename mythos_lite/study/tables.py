@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mythos_lite.study.plan import CHANGES, TASKS
-from mythos_lite.study.summary import ENOUGH_LOOPS, accuracies, accuracies_with_enough_loops, mean, worst_interval
+from mythos_lite.study.summary import accuracies, accuracies_with_enough_loops, mean, worst_interval
 
 Entry = dict
 Column = tuple[str, Callable[[Entry], str]]
@@ -50,7 +50,7 @@ def final_table(summary: dict) -> str:
 def baseline_table(summary: dict) -> str:
     """The final model beside what one would use instead."""
     looped = {f"looped, {FINAL_RUNG}": summary["final"][FINAL_RUNG]}
-    columns = [("seeds", _seeds), ("parameters", _parameters), *(_enough(group) for group in ENOUGH_LOOPS)]
+    columns = [("seeds", _seeds), ("parameters", _parameters), *(_enough(group) for group in _BY_LENGTH)]
     return _table("model", {**looped, **summary["baselines"]}, columns)
 
 
@@ -93,7 +93,7 @@ def cost_table(summary: dict) -> str:
     """What the runs took, one thread each."""
     took = {study: [s for entry in entries.values() for s in entry["seconds"]] for study, entries in summary.items()}
     took["together"] = [s for seconds in took.values() for s in seconds]
-    columns = [("runs", lambda seconds: str(len(seconds))), ("hours of one core", lambda s: f"{sum(s) / 3600:.1f}")]
+    columns = [("runs", lambda seconds: str(len(seconds))), ("hours of one process", lambda s: f"{sum(s) / 3600:.1f}")]
     return _table("study", took, columns)
 
 
@@ -164,6 +164,7 @@ def _table(first: str, entries: dict[str, Entry], columns: Sequence[Column]) -> 
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+_BY_LENGTH = ("2–5", "6–8", "16", "32", "64", "128")
 _FAR = (("6–8", 8), ("6–8", 64), ("16", 16), ("32", 32), ("64", 64), ("128", 128), ("8", 512), ("128", 512))
 _LADDER: tuple[Column, ...] = (
     ("seeds", _seeds), _at("2–5", 4), *(_at("6–8", loops) for loops in (1, 2, 4, 6, 8)),

@@ -108,9 +108,21 @@ def test_finished_runs_are_not_run_again_and_others_are_refused(tmp_path, record
     path.write_text(json.dumps(record))
     monkeypatch.setattr(runner, "execute", None)  # nothing is left to run
     assert run_study([LOOPED], tmp_path, None) == [record]
-    other = dataclasses.replace(LOOPED, train=dataclasses.replace(TRAIN, steps=5))
+    longer = dataclasses.replace(LOOPED, train=dataclasses.replace(TRAIN, steps=5))
+    for other in (longer, dataclasses.replace(LOOPED, before=(TRAIN,))):
+        with pytest.raises(ValueError, match="another configuration"):
+            run_study([other], tmp_path, None)
+    path.write_text(json.dumps({**record, "before": [TRAIN.to_dict()]}))
     with pytest.raises(ValueError, match="another configuration"):
-        run_study([other], tmp_path, None)
+        run_study([LOOPED], tmp_path, None)
+
+
+def test_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(runner, "execute", None)
+    for folders in ((tmp_path / "file", None), (tmp_path / "results", tmp_path / "file")):
+        with pytest.raises(OSError, match="cannot write into this folder"):
+            run_study([LOOPED], *folders)
 
 
 def test_a_training_goes_on_from_the_one_before_it(record):
@@ -126,6 +138,41 @@ def test_missing_runs_are_run_in_processes_of_their_own(tmp_path):
     (record,) = run_study([GRU], tmp_path, None, jobs=1)
     assert read_record(tmp_path / f"{GRU.name}.json") == record
     assert record["provenance"]["threads"] == 1
+
+
+INTERRUPTED = """
+import dataclasses, sys
+from pathlib import Path
+from mythos_lite.__main__ import main
+from mythos_lite.study import plan
+sys.path.insert(0, sys.argv[1])
+from test_runner import LOOPED
+if __name__ == "__main__":
+    def runs(seed):
+        long = dataclasses.replace(LOOPED.train, steps=100_000)
+        return [dataclasses.replace(LOOPED, rung=name, seed=seed, train=train)
+                for name, train in (("a", LOOPED.train), ("b", long), ("c", LOOPED.train))]
+    plan.STUDIES["ladder"] = (runs, (0,))
+    sys.exit(main(["study", "ladder", "--jobs", "1", "--results", sys.argv[2]]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_interrupted_study_ends_at_once_and_keeps_what_was_finished(tmp_path):
+    (tmp_path / "study.py").write_text(INTERRUPTED)
+    command = [sys.executable, tmp_path / "study.py", Path(__file__).parent, tmp_path / "results"]
+    study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    finished = tmp_path / "results" / "ladder" / "a-seed0.json"
+    deadline = time.monotonic() + 60
+    while not finished.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)  # the second run begins
+    os.killpg(study.pid, signal.SIGINT)  # as a terminal does, to workers too
+    _, said = study.communicate(timeout=20)
+    assert study.returncode == 130
+    assert said.strip().splitlines()[-1] == "interrupted; the same command runs what is missing"
+    assert "Traceback" not in said
+    assert [path.name for path in finished.parent.glob("*.json")] == ["a-seed0.json"]
 
 
 PARENT = """
@@ -220,6 +267,16 @@ def test_first_seed_of_every_rung_comes_before_the_second_of_any():
     assert [run.rung for run in chosen_runs(["baselines"], ["GRU"], [7])] == ["GRU"]
 
 
+def test_each_rung_has_the_seeds_of_the_plan_or_those_asked_for_once():
+    def seeds(study, rung, *asked):
+        return [run.seed for run in chosen_runs([study, study], [rung], *asked)]
+
+    assert seeds("ladder", "as published") == seeds("final", "MLA with experts") == [0, 1, 2, 3, 4]
+    assert seeds("ladder", "+ LTI injection") == [0, 1, 2]
+    assert seeds("final", "GQA, dense") == [0]
+    assert seeds("ladder", "+ LTI injection", [5, 5]) == [5]
+
+
 # ---------------------------------------------------------------- the command line
 
 
@@ -235,6 +292,14 @@ def test_study_lists_runs_and_compares_results(tmp_path, capsys, record, monkeyp
     assert "they agree" in capsys.readouterr().out
     assert main(["study", "ladder", "--results", str(tmp_path / "a"), "--compare", str(tmp_path / "c")]) == 1
     assert "6 digits at 8 loops" in capsys.readouterr().out
+
+
+def test_study_refuses_a_comparison_with_nothing_before_it_trains(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(plan.STUDIES, "ladder", (lambda seed: [dataclasses.replace(LOOPED, seed=seed)], (0,)))
+    monkeypatch.setattr(runner, "run_study", None)
+    assert main(["study", "ladder", "--results", str(tmp_path / "a"), "--compare", str(tmp_path / "b")]) == 2
+    assert f"b does not hold {LOOPED.name}.json" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(
