@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from mythos_lite import plots
-from mythos_lite.study.plan import windows
+from mythos_lite.evaluation import make_row
+from mythos_lite.study.plan import passing, windows
 from mythos_lite.study.summary import accuracies, accuracies_with_enough_loops, gains_and_accuracies, rows
 from mythos_lite.study.tables import FINAL_RUNG, ladder_entries
 
@@ -52,6 +53,18 @@ def frontier(summary: dict) -> Figure:
     )
 
 
+def answers_pass(summary: dict) -> Figure:
+    """Accuracy by loops and bits of the parity models that were trained on five bits, seed by seed."""
+    entry = summary["passing"]["parity"]
+    (run,) = passing(0)
+    needed = {int(n): run.model.loops_needed(int(n)) for n in entry["correct"]}
+    panels = {}
+    for i, seed in enumerate(entry["seeds"]):
+        answers = ((int(n), int(t), *pairs[i]) for n, loops in entry["correct"].items() for t, pairs in loops.items())
+        panels[f"seed {seed}"] = [make_row(*answer) for answer in answers], needed
+    return plots.frontier(panels, title="Parity, trained on at most five bits: the right answer comes, and passes")
+
+
 def errors_fade(summary: dict) -> Figure:
     """Gain along the chain against accuracy on long chains, every run on digit chains that has a gain."""
     points = gains_and_accuracies(summary)
@@ -73,4 +86,4 @@ def _ladder(entries: dict, title: str) -> Figure:
 
 
 FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier,
-           "errors_fade": errors_fade}  # fmt: skip
+           "errors_fade": errors_fade, "answers_pass": answers_pass}  # fmt: skip

@@ -9,6 +9,7 @@ study          question
 ``baselines``  a plain transformer, an LSTM, a GRU on the same batches: what would one use instead?
 ``tasks``      the same code on other groups: is it a counting trick?
 ``windows``    wider windows: are the loops needed those that the window predicts?
+``passing``    parity, asked after every loop: does the right answer stay?
 =============  ======================================================================================
 
 The final setting is the training of recipe ``hold``. Its model is grouped-query attention with two key/value
@@ -87,6 +88,7 @@ FINAL_SWEEPS = (
     Sweep(lengths=(128,), loops=(128, 256, 512), n_chains=1000),
 )
 WINDOW_SWEEPS = (Sweep(lengths=tuple(range(2, 25, 2)), loops=tuple(range(1, 25)), n_chains=300),)
+PASSING_SWEEPS = (Sweep(lengths=tuple(range(6, 25, 2)), loops=tuple(range(1, 49)), n_chains=300),)
 BASELINE_SWEEPS = (
     Sweep(lengths=(2, 3, 4, 5, 6, 7, 8, 16, 32), loops=(1,), n_chains=5000),
     Sweep(lengths=(64, 128), loops=(1,), n_chains=1000),
@@ -254,6 +256,12 @@ def tasks(seed: int) -> list[Run]:
     return runs
 
 
+def passing(seed: int) -> list[Run]:
+    """The first row of the tasks, trained again and asked more."""
+    (parity,) = (run for run in tasks(seed) if run.rung == "parity")
+    return [dataclasses.replace(parity, study="passing", sweeps=PASSING_SWEEPS)]
+
+
 def windows(seed: int) -> list[Run]:
     """Trained on chains that need up to three loops at every window: 5, 10 and 15 digits. More than one digit per loop
     takes longer to learn."""
@@ -272,6 +280,7 @@ def _run(study, rung, seed, model, train, *, task: Task | None = None, sweeps=LA
 STUDIES = {
     "ladder": (ladder, THREE_SEEDS), "removal": (removal, THREE_SEEDS), "final": (final, FIVE_SEEDS),
     "baselines": (baselines, FIVE_SEEDS), "tasks": (tasks, THREE_SEEDS), "windows": (windows, (0,)),
+    "passing": (passing, THREE_SEEDS),
 }  # fmt: skip
 """Each study's runs of one seed, and its seeds."""
 OTHER_SEEDS = {("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,)}

@@ -79,7 +79,10 @@ def rest_table(summary: dict) -> str:
 def spread_table(summary: dict) -> str:
     """How far the seeds of a setting lie apart on 64 elements, and how many of them hold."""
     settings = {
-        f"{study}: {rung}": e for study, rungs in summary.items() if study != "windows" for rung, e in rungs.items()
+        f"{study}: {rung}": e
+        for study, rungs in summary.items()
+        if study not in ("windows", "passing")
+        for rung, e in rungs.items()
     }
 
     def on_64(entry: Entry) -> list[float]:
