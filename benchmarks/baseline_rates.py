@@ -1,4 +1,4 @@
-"""How a learning rate suits a baseline, on a seed and chains that no table uses.
+"""How a learning rate suits a baseline, on a seed that no table uses, for weights, batches and chains.
 
     python benchmarks/baseline_rates.py GRU --lr 5e-4 --steps 2000
 

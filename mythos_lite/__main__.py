@@ -94,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--compare",
         type=Path,
         metavar="DIR",
-        help="say whether the results agree with those in DIR; exit with 1 if not",
+        help="say whether the results agree with those in DIR, and exit with 1 if not; on another processor a rerun "
+        "may differ as much as seeds do",
     )
     study.add_argument("--list", action="store_true", help="print the rows and seeds, and run nothing")
 

@@ -171,5 +171,5 @@ _BY_LENGTH = ("2–5", "6–8", "16", "32", "64", "128")
 _FAR = (("6–8", 8), ("6–8", 64), ("16", 16), ("32", 32), ("64", 64), ("128", 128), ("8", 512), ("128", 512))
 _LADDER: tuple[Column, ...] = (
     ("seeds", _seeds), _at("2–5", 4), *(_at("6–8", loops) for loops in (1, 2, 4, 6, 8)),
-    *(_at(str(n), n) for n in (16, 32, 64, 128)), ("best less 32 loops", _overthinking),
+    *(_at(str(n), n) for n in (16, 32, 64, 128)), ("lost at 32 loops", _overthinking),
 )  # fmt: skip

@@ -129,6 +129,14 @@ def test_ladder_figure_has_a_mean_and_every_seed_per_question(whole_plan):
     assert in_first_row == [[0.4, 0.8], [pytest.approx(0.6)]] * 3
 
 
+def test_passing_figure_has_a_map_a_seed(whole_plan):
+    *panels, _ = figures.answers_pass(whole_plan).axes
+    assert [axes.get_title() for axes in panels] == ["seed 0", "seed 1"]
+    for axes, share in zip(panels, (0.4, 0.8), strict=True):
+        (image,) = axes.images
+        assert image.get_array().data == pytest.approx(share, abs=0.01)
+
+
 def test_gain_figure_has_a_point_a_run(whole_plan):
     (axes,) = figures.errors_fade(whole_plan).axes
     drawn = {line.get_label(): len(line.get_xdata()) for line in axes.lines if not line.get_label().startswith("_")}
