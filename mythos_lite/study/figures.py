@@ -54,7 +54,7 @@ def frontier(summary: dict) -> Figure:
 
 
 def answers_pass(summary: dict) -> Figure:
-    """Accuracy by loops and bits of the parity models that were trained on five bits, seed by seed."""
+    """Accuracy by loops and bits of parity models that were trained on five bits, seed by seed."""
     entry = summary["passing"]["parity"]
     (run,) = passing(0)
     needed = {int(n): run.model.loops_needed(int(n)) for n in entry["correct"]}
@@ -62,7 +62,9 @@ def answers_pass(summary: dict) -> Figure:
     for i, seed in enumerate(entry["seeds"]):
         answers = ((int(n), int(t), *pairs[i]) for n, loops in entry["correct"].items() for t, pairs in loops.items())
         panels[f"seed {seed}"] = [make_row(*answer) for answer in answers], needed
-    return plots.frontier(panels, title="Parity, trained on at most five bits: the right answer comes, and passes")
+    return plots.frontier(
+        panels, title="Parity, trained on five bits at most: right answers may pass, come late, or stay"
+    )
 
 
 def errors_fade(summary: dict) -> Figure:
