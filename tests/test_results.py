@@ -11,7 +11,7 @@ from mythos_lite import ChainTask, ConvergenceExit, RecurrentDepthTransformer
 from mythos_lite.checkpoint import SHIPPED, WEIGHTS_FILE, read_checkpoint, shipped_names
 from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import make_generator
-from mythos_lite.evaluation import expert_shares, pool, sweep
+from mythos_lite.evaluation import evaluation_chains, expert_shares, pool, sweep
 from mythos_lite.report import seed_table, summary_table
 from mythos_lite.study.plan import FINAL_SWEEPS
 from mythos_lite.study.runner import CHAINS_SEED, read_record, rows_of
@@ -150,6 +150,16 @@ def test_model_card_says_what_the_record_says(name):
         assert all(f"{row['accuracy']:.4f}" == accuracy for row in asked)
     assert f"| parameters | {record['n_parameters']:,} in float32 |" in card
     assert f"`{record['provenance']['command']}`" in card
+
+
+@torch.no_grad()
+def test_early_digits_of_the_model_with_experts_are_only_nearly_at_rest():
+    """``results/README.md``: on the chains of its gain."""
+    model = RecurrentDepthTransformer.from_pretrained("mod7-experts")
+    *_, last = model.loop(TASK.encode(evaluation_chains(TASK, 12, 4, CHAINS_SEED)).token_ids, 64)
+    residual = last.residual().amax(dim=0)
+    assert 1e-3 < residual[2] < 0.05
+    assert residual[8] < 1e-5
 
 
 def test_no_expert_of_the_trained_model_is_starved_or_swamped():

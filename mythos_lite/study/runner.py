@@ -248,7 +248,7 @@ def run_study(runs: Sequence[Run], results: Path = RESULTS, weights: Path | None
                     running[pool.submit(_execute_and_write, run, results, weights)] = run
                 if not running:
                     break
-                for future in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
+                for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
                     name = running.pop(future).name
                     records[name] = future.result()
                     bar.set_postfix_str(name)
