@@ -45,8 +45,13 @@ class Positions(NamedTuple):
 
     cos: Tensor  # (T, 1, rotary_dim)
     sin: Tensor  # (T, 1, rotary_dim)
-    mask: Tensor | None  # (T, S) bool, True where a query sees a key; None: no mask is needed beyond ``causal``
+    mask: Tensor | None  # (T, S) bool, True where a query sees a key; None: no mask is needed beyond what follows
     causal: bool  # the plain causal triangle, which the kernel draws itself
+    window: int | None = None  # the window itself, where there are too many positions for a mask of all pairs
+
+
+BLOCK = 128
+"""Queries that are taken together under a window, if it is not longer itself."""
 
 
 def visible(n_queries: int, n_keys: int, window: int | None, device: torch.device | str = "cpu") -> Tensor:
@@ -65,9 +70,51 @@ def make_positions(config: ModelConfig, n_new: int, cache: Cache | None, device:
     n_keys = n_kept + n_new
     if n_new == 1:  # the cache has already let go of what the window hides
         return Positions(cos, sin, None, False)
-    if n_kept == 0 and (config.window is None or config.window >= n_keys):
+    if config.window is None and n_kept == 0:
         return Positions(cos, sin, None, True)
+    if config.window is not None and not torch.compiler.is_compiling():  # what is exported must do for any length
+        if n_kept == 0 and config.window >= n_keys:
+            return Positions(cos, sin, None, True)
+        if n_new >= 4 * max(config.window, BLOCK):
+            return Positions(cos, sin, None, False, config.window)
     return Positions(cos, sin, visible(n_new, n_keys, config.window, device), False)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, positions: Positions, **options) -> Tensor:
+    """Queries (B, H, T, d) over keys (B, K, S, d) and values (B, K, S, v) → (B, H, T, v).
+
+    ``options`` go to ``torch.nn.functional.scaled_dot_product_attention``.
+    """
+    if positions.window is not None:
+        return _attend_in_blocks(query, key, value, positions.window, **options)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=positions.mask, is_causal=positions.causal, **options
+    )
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, window: int, **options) -> Tensor:
+    """``attend`` in time and memory that grow with T and not with T².
+
+    Each of N blocks of c queries attends to its own c keys and the w − 1 before them.
+    """
+    batch, t = query.shape[0], query.shape[2]
+    block = max(window, BLOCK)
+    n_blocks, width = -(-t // block), block + window - 1
+    missing = window - 1 - (key.shape[2] - t)  # keys before the first one that the first block has no use for
+    rest = n_blocks * block - t
+    query = F.pad(query, (0, 0, 0, rest)).unflatten(2, (n_blocks, block)).transpose(1, 2).flatten(0, 1)
+    key, value = (
+        F.pad(x, (0, 0, missing, rest)).unfold(2, width, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+        for x in (key, value)
+    )  # (B·N, K, w − 1 + c, d)
+    place = torch.arange(width, device=query.device)
+    ahead = place - torch.arange(block, device=query.device).unsqueeze(1)  # (c, w − 1 + c)
+    there = torch.arange(n_blocks, device=query.device).unsqueeze(1) * block + place >= missing  # (N, w − 1 + c)
+    seen = (ahead >= 0) & (ahead < window) & there.unsqueeze(1)  # (N, c, w − 1 + c)
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen.repeat(batch, 1, 1).unsqueeze(1), **options
+    )
+    return mixed.unflatten(0, (batch, n_blocks)).transpose(1, 2).flatten(2, 3)[:, :, :t]
 
 
 class GroupedQueryAttention(nn.Module):
@@ -92,10 +139,7 @@ class GroupedQueryAttention(nn.Module):
         key = apply_rotary(key, positions.cos, positions.sin).transpose(1, 2)  # (B, K, T, d)
         if cache is not None:
             key, value = cache.put(slot, key, value)  # (B, K, S, d)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=positions.mask, is_causal=positions.causal,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )  # fmt: skip
+        mixed = attend(query, key, value, positions, enable_gqa=self.n_kv_heads != self.n_heads)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -146,10 +190,7 @@ class MultiHeadLatentAttention(nn.Module):
         query = torch.cat([query_nope, query_rope], dim=-1)
         # Fused kernels want values as wide as keys; the added zeros come out as zeros.
         value = F.pad(value, (0, key.shape[-1] - self.v)) if key.shape[-1] > self.v else value
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=positions.mask, is_causal=positions.causal, scale=self.scale
-        )
-        return mixed[..., : self.v]
+        return attend(query, key, value, positions, scale=self.scale)[..., : self.v]
 
     def attend_absorbed(
         self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, positions: Positions
@@ -157,9 +198,7 @@ class MultiHeadLatentAttention(nn.Module):
         """Attend to the latent itself, one key/value head for all: (B, H, T, v)."""
         query = torch.cat([query_nope @ self.key_up, query_rope], dim=-1)  # (B, H, T, R + r)
         key = torch.cat([latent, rotary_key], dim=-1)  # (B, 1, S, R + r)
-        mixed = F.scaled_dot_product_attention(
-            query, key, latent, attn_mask=positions.mask, is_causal=positions.causal, scale=self.scale, enable_gqa=True
-        )  # (B, H, T, R)
+        mixed = attend(query, key, latent, positions, scale=self.scale, enable_gqa=True)  # (B, H, T, R)
         return mixed @ self.value_up.transpose(1, 2)
 
 

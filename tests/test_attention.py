@@ -340,3 +340,32 @@ def test_latent_attention_equals_deepseek(name, changes, window, scale):
     assert expected.abs().max() > 0.1
     assert max_difference(run(layer, config, x), expected) <= 1e-5
     assert max_difference(run_in_chunks(layer, config, x, [4, 1, 3, 1]), expected) <= 1e-5
+
+
+# ---------------------------------------------------------------- a window over many positions
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize(("window", "length"), [(1, 512), (2, 513), (5, 640), (200, 900)])
+def test_blocks_of_queries_equal_a_mask_of_all_pairs(name, window, length):
+    config = windowed(name, window)
+    layer = make_layer(config).requires_grad_()
+    x = torch.randn(2, length, config.d_model, generator=torch.Generator().manual_seed(0))
+    in_blocks = make_positions(config, length, None, x.device)
+    assert (in_blocks.mask, in_blocks.causal, in_blocks.window) == (None, False, window)
+    masked = in_blocks._replace(window=None, mask=visible(length, length, window))
+    grids = []
+    for positions in (in_blocks, masked):
+        y = layer(x.requires_grad_(), positions)
+        grids.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
+    for got, wanted in zip(*grids, strict=True):
+        assert max_difference(got, wanted) <= 1e-4 * max(1.0, wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_blocks_follow_on_from_what_a_cache_kept(name):
+    config = windowed(name, 4)
+    config = ModelConfig(**{**config.to_dict(), "max_seq_len": 2000})
+    layer = make_layer(config)
+    x = torch.randn(1, 1300, config.d_model, generator=torch.Generator().manual_seed(0))
+    assert max_difference(run_in_chunks(layer, config, x, [600, 1, 600, 2, 97]), run(layer, config, x)) <= 1e-5
