@@ -36,6 +36,6 @@ class Block(nn.Module):
         """(B, T, D) → (B, T, D), and what the router did if there is one."""
         x = x + self.attention(self.attention_norm(x), positions, cache, slot)
         if isinstance(self.ffn, SparseMoE):
-            y, stats = self.ffn(self.ffn_norm(x), counted)
+            y, stats = self.ffn(self.ffn_norm(x), counted, slot.loop if slot is not None else 0)
             return x + y, stats
         return x + self.ffn(self.ffn_norm(x)), None

@@ -13,7 +13,8 @@ shared experts            always on, one fused SwiGLU of their joint width; Deep
 
 No token is dropped. The (token, expert) pairs are sorted by expert and laid out as one block per
 expert, as long as the busiest expert's, so that all experts are three batched matrix products.
-Reading that length makes a GPU wait for the host once per layer and loop.
+Reading that length makes a GPU wait for the host once per layer and loop. Where no value can be read
+(``torch.compile``, ``torch.export``, ``vmap``, the device "meta") every block has room for all tokens.
 
 Shapes: B batch, T positions, N = B·T tokens, k experts per token, E experts, D width, F expert
 width, C pairs of the busiest expert.
@@ -22,7 +23,7 @@ width, C pairs of the busiest expert.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -57,11 +58,17 @@ class SparseMoE(nn.Module):
         self.up = nn.Parameter(torch.empty(e, d, f))
         self.down = nn.Parameter(torch.empty(e, f, d))
         self.shared = SwiGLU(d, f * config.n_shared_experts) if config.n_shared_experts else None
+        self.hold: _Hold | None = None  # set by ``hold_experts`` while it lasts
 
-    def forward(self, x: Tensor, counted: Tensor | None = None) -> tuple[Tensor, RouterStats]:
-        """(B, T, D) → (B, T, D) and statistics over the tokens where ``counted`` (B, T) is True."""
+    def forward(self, x: Tensor, counted: Tensor | None = None, loop: int = 0) -> tuple[Tensor, RouterStats]:
+        """(B, T, D) → (B, T, D) and statistics over the tokens where ``counted`` (B, T) is True.
+
+        ``loop``, from 0, is read by ``hold_experts`` alone.
+        """
         scores = torch.sigmoid(self.router(x).float())  # (B, T, E)
         chosen = self.choose(scores)
+        if self.hold is not None:
+            chosen = self.hold.choose(self, chosen, loop)
         gates = scores.gather(-1, chosen)
         gates = gates / (gates.sum(dim=-1, keepdim=True) + 1e-20)
         mixed = self._run_experts(x.flatten(0, 1), chosen.flatten(0, 1))  # (N, k, D)
@@ -78,17 +85,16 @@ class SparseMoE(nn.Module):
         """Tokens (N, D) and their experts (N, k) → each chosen expert's answer, (N, k, D)."""
         n_tokens, k = chosen.shape
         expert, order = chosen.flatten().sort(stable=True)  # pairs, grouped by expert
-        load = torch.bincount(expert, minlength=len(self.gate))
-        capacity = int(load.max())
-        place = torch.arange(len(expert), device=expert.device) - (load.cumsum(0) - load)[expert]
+        load = expert.new_zeros(len(self.gate)).scatter_add(0, expert, torch.ones_like(expert))
+        capacity = _busiest(load, n_tokens)
+        place = torch.arange(expert.shape[0], device=expert.device) - (load.cumsum(0) - load)[expert]
         seat = expert * capacity + place  # where each pair sits among the E·C seats
-        occupant = torch.full((len(self.gate) * capacity,), n_tokens, device=expert.device)
-        occupant[seat] = order // k
+        nobody = torch.full((len(self.gate) * capacity,), n_tokens, device=expert.device)
+        occupant = nobody.scatter(0, seat, order // k)
         seats = F.pad(tokens, (0, 0, 0, 1))[occupant].view(len(self.gate), capacity, -1)  # (E, C, D), empty ones zero
         hidden = F.silu(torch.bmm(seats, self.gate)) * torch.bmm(seats, self.up)  # (E, C, F)
         answers = torch.bmm(hidden, self.down).flatten(0, 1)  # (E·C, D)
-        seat_of_pair = torch.empty_like(seat)
-        seat_of_pair[order] = seat
+        seat_of_pair = torch.zeros_like(seat).scatter(0, order, seat)
         return answers[seat_of_pair].view(n_tokens, k, -1)
 
     @torch.no_grad()
@@ -101,42 +107,67 @@ class SparseMoE(nn.Module):
         self.bias += rate * torch.sign(load.mean() - load)
 
 
+def _busiest(load: Tensor, n_tokens: int) -> int:
+    """Pairs of the busiest expert; where that cannot be read, the most that an expert can have."""
+    if torch.compiler.is_compiling():
+        return n_tokens
+    try:
+        return int(load.max())
+    except RuntimeError:  # under vmap, and on the device "meta"
+        return n_tokens
+
+
+class _Hold:
+    """The experts that tokens have at the moment, layer by layer, and from which loop on they stay."""
+
+    def __init__(self, from_loop: int) -> None:
+        self.from_loop = from_loop
+        self.last: dict[SparseMoE, tuple[int, Tensor]] = {}
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy of the model is not held: nobody would let it go."""
+
+    def choose(self, layer: SparseMoE, chosen: Tensor, loop: int) -> Tensor:
+        if loop >= self.from_loop:
+            before = self.last.get(layer)
+            if before is None or before[0] != loop - 1 or before[1].shape != chosen.shape:
+                raise ValueError(
+                    f"hold_experts does not know these tokens' experts of loop {loop}; run them through the loop "
+                    "from its start, one batch after the other"
+                )
+            chosen = before[1]
+        self.last[layer] = loop, chosen
+        return chosen
+
+
 @contextlib.contextmanager
 def hold_experts(core: nn.Module, from_loop: int) -> Iterator[None]:
     """While it lasts, every token keeps from ``from_loop`` on the experts that it had in that loop; gates may change.
 
-    For one uncached pass through the loop: ``with hold_experts(model.core, 8): model(token_ids, n_loops=16)``. The
-    loops are counted as calls of each sparse layer in ``core``.
+    ``with hold_experts(model.core, 8): model(token_ids, n_loops=16)``. Each pass through the loop starts anew. It
+    holds for the layers of ``core`` itself, not for copies of them; of two that are nested the inner one counts.
 
     Raises:
-        ValueError: if ``core`` has no sparse layer, or ``from_loop`` is below 1.
+        ValueError: if ``core`` has no sparse layer, or ``from_loop`` is below 1; within, for a pass that does not
+            begin at the first loop.
     """
-    check_int("from_loop", from_loop, 1)
+    from_loop = check_int("from_loop", from_loop, 1)
     layers = [layer for layer in core.modules() if isinstance(layer, SparseMoE)]
     if not layers:
         raise ValueError("hold_experts needs a core with routed experts; this one has none (n_experts is 0)")
-
-    def keeper(layer: SparseMoE) -> Callable[[Tensor], Tensor]:
-        chosen: list[Tensor] = []
-
-        def choose(scores: Tensor) -> Tensor:
-            chosen.append(chosen[-1] if len(chosen) >= from_loop else SparseMoE.choose(layer, scores))
-            return chosen[-1]
-
-        return choose
-
+    outer, own = [layer.hold for layer in layers], _Hold(from_loop)
     try:
         for layer in layers:
-            layer.choose = keeper(layer)
+            layer.hold = own
         yield
     finally:
-        for layer in layers:
-            vars(layer).pop("choose", None)
+        for layer, hold in zip(layers, outer, strict=True):
+            layer.hold = hold
 
 
 @torch.no_grad()
 def _router_stats(scores: Tensor, chosen: Tensor, counted: Tensor | None) -> RouterStats:
-    picks = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)  # (B, T, E)
+    picks = torch.zeros_like(scores).scatter(-1, chosen, 1.0)  # (B, T, E)
     share = scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-30)  # every score can underflow to 0
     entropy = torch.special.entr(share).sum(dim=-1)  # (B, T)
     weight = torch.ones_like(entropy) if counted is None else counted.to(entropy.dtype)

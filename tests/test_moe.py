@@ -1,5 +1,6 @@
 """The mixture of experts against a readable loop over experts and against DeepSeek-V3's layer."""
 
+import copy
 import math
 
 import pytest
@@ -12,7 +13,9 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from mythos_lite import ModelConfig, RecurrentDepthTransformer
+from mythos_lite.data import make_generator
 from mythos_lite.moe import SparseMoE, hold_experts
+from mythos_lite.training import build_model
 
 
 def make_moe(
@@ -317,11 +320,65 @@ def test_held_experts_are_those_of_the_given_loop_from_then_on():
     assert all(torch.equal(a, b) for a, b in zip(free, again, strict=True))
 
 
+def experts_of(model, ids, n_loops=4):
+    return [step.routing[0].chosen for step in model.loop(ids, n_loops)]
+
+
+@pytest.fixture(scope="module")
+def restless():
+    """A model whose tokens change experts, and three batches of one shape."""
+    model = build_model(ModelConfig(n_experts=6, n_experts_per_token=2, d_expert=8, state_activation="none"), 3)
+    batches = torch.randint(0, 7, (3, 4, 9), generator=make_generator(5)).unbind()
+    assert all(not torch.equal(*experts_of(model, ids)[:2]) for ids in batches)
+    return model, batches
+
+
+def test_each_pass_is_held_at_its_own_experts(restless):
+    model, batches = restless
+    free = [experts_of(model, ids) for ids in batches]
+    with hold_experts(model.core, 1):
+        for ids, alone in zip(batches, free, strict=True):
+            held = experts_of(model, ids)
+            assert all(torch.equal(chosen, alone[0]) for chosen in held)
+        short = experts_of(model, batches[0][:1, :3])  # of another shape too
+        assert torch.equal(short[0], short[-1])
+
+
+def test_nested_holds_end_one_after_the_other(restless):
+    model, (ids, *_) = restless
+    free = experts_of(model, ids)
+    with hold_experts(model.core, 1):
+        with hold_experts(model.core, 2):
+            inner = experts_of(model, ids)
+        outer = experts_of(model, ids)
+    assert torch.equal(inner[1], free[1])
+    assert torch.equal(inner[3], free[1])
+    assert torch.equal(outer[3], free[0])
+    assert all(map(torch.equal, experts_of(model, ids), free))
+
+
+def test_a_copy_made_while_experts_are_held_is_free(restless):
+    model, (ids, *_) = restless
+    free = experts_of(model, ids)
+    with hold_experts(model.core, 1):
+        experts_of(model, ids)
+        double = copy.deepcopy(model)
+        assert all(map(torch.equal, experts_of(double, ids), free))
+    assert all(map(torch.equal, experts_of(double, ids), free))
+
+
+def test_passes_that_are_mixed_up_are_an_error_while_experts_are_held(restless):
+    model, (one, other, _) = restless
+    with hold_experts(model.core, 1), pytest.raises(ValueError, match="one batch after the other"):
+        for _ in zip(model.loop(one, 3), model.loop(other, 3), strict=True):
+            pass
+
+
 def test_held_experts_are_let_go_when_the_pass_fails():
     moe = make_moe()
     with pytest.raises(RuntimeError, match="mine"), hold_experts(moe, 1):
         raise RuntimeError("mine")
-    assert "choose" not in vars(moe)
+    assert moe.hold is None
 
 
 @pytest.mark.parametrize(("core", "loop", "said"), [(nn.Linear(2, 2), 1, "has none"), (make_moe(), 0, "from_loop")])
