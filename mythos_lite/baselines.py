@@ -19,6 +19,7 @@ from mythos_lite.block import Block
 from mythos_lite.config import Config, ModelConfig, TrainConfig, check_choice, check_int
 from mythos_lite.data import Task
 from mythos_lite.layers import rms_norm
+from mythos_lite.modes import check_differentiable, own_derivatives, unwrapped
 from mythos_lite.training import (
     NonFiniteError,
     StepStream,
@@ -43,6 +44,7 @@ class BaselineConfig(Config):
     window: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("kind", self.kind, KINDS)
         for field in ("vocab_size", "d_model", "n_layers"):
             check_int(field, getattr(self, field), 1)
@@ -103,12 +105,16 @@ def build_baseline(config: BaselineConfig, seed: int) -> nn.Module:
         return PlainTransformer(config) if config.kind == "transformer" else RecurrentNetwork(config)
 
 
+@own_derivatives()
 def train_baseline(model: nn.Module, task: Task, config: TrainConfig) -> list[dict]:
     """Train in place; one record of step, loss and accuracy per ``log_every`` steps.
 
     Raises:
         NonFiniteError: when the loss is not finite.
+        ValueError: when the model cannot be trained.
     """
+    model = unwrapped(model)
+    check_differentiable(model)
     stream = StepStream(task, config)
     optimizer = make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()}

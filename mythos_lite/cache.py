@@ -74,10 +74,17 @@ class Cache:
     def put(self, key: CacheKey, *new: Tensor) -> tuple[Tensor, ...]:
         """Store new positions under ``key`` and return past and new ones together.
 
-        Each tensor is (…, T, width); what comes back is (…, n_kept + T, width).
+        Each tensor is (…, T, width); what comes back is (…, n_kept + T, width). ``ValueError`` for tensors of another
+        type or device than those that are kept, as after a cast of the model.
         """
         past = self._entries.get(key)
         if past is not None and self._kept:
+            (old, *_), (fresh, *_) = past, new
+            if (old.dtype, old.device) != (fresh.dtype, fresh.device):
+                raise ValueError(
+                    f"the cache was filled in {old.dtype} on {old.device} and cannot be used in {fresh.dtype} on "
+                    f"{fresh.device}; start a new Cache()"
+                )
             new = tuple(
                 torch.cat([old[..., : self._kept, :], fresh], dim=-2) for old, fresh in zip(past, new, strict=True)
             )

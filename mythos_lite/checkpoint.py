@@ -4,18 +4,27 @@ A checkpoint is a configuration and named tensors; this module knows nothing of 
 the model can use it. Nothing is ever unpickled.
 
 Both files are written beside their places, then moved there, each in one step; an error on the way
-puts back what was there. The weights name the configuration and the notes they belong to, so
-even a power cut between the two moves is found out at loading.
+puts back what was there. The weights name the configuration and the notes they belong to. Where the
+power went out between the two moves, the configuration that belongs to the new weights still lies
+beside its place, and loading finds it there. While somebody writes into a folder nobody else can.
 """
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,10 +33,16 @@ from torch import Tensor
 
 from mythos_lite.config import ModelConfig
 
+try:
+    import fcntl
+except ImportError:  # Windows has no locks on folders
+    fcntl = None
+
 FORMAT = "mythos-lite"
 VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_CHECKSUM = "sha256"
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHIPPED = Path(__file__).parent / "checkpoints"
 
@@ -41,50 +56,126 @@ def shipped_names() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG_FILE).is_file())
 
 
+_held: dict[tuple[int, int, int], int] = {}
+"""Folders that are locked, by device, inode and thread, and how many times."""
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path, patience: float = 2.0) -> Iterator[None]:
+    """Keep other processes and threads from writing into ``folder``, which must exist, as long as this lasts.
+
+    The lock lies on the folder itself, so no file stays behind, and it ends with the process. Whoever holds it may
+    take it again. Some network drives have no locks; nothing is kept out there.
+
+    Raises:
+        OSError: if somebody else still writes into the folder after ``patience`` seconds.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        status = os.fstat(handle)
+        key = status.st_dev, status.st_ino, threading.get_ident()
+        if key not in _held:
+            _lock(handle, folder, patience)
+        _held[key] = _held.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            _held[key] -= 1
+            if not _held[key]:
+                del _held[key]
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while _is_taken(handle):
+        if time.monotonic() > deadline:
+            what = "another run is writing here; wait for its end, or choose another folder"
+            raise BlockingIOError(errno.EWOULDBLOCK, what, str(folder))
+        time.sleep(0.02)
+
+
+def _is_taken(handle: int) -> bool:
+    """Try to lock; whether somebody else was first. Where the drive has no locks nobody ever is."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
 def write_files(contents: dict[Path, bytes]) -> None:
     """Put each content at its path, all or none: an error on the way leaves every file as it was.
 
-    Everything is written beside its place first; what then remains is to move it there.
+    Everything is written beside its place first, and what is there gets a second name; what then remains is to
+    rename. The folders must exist.
     """
-    staged: dict[Path, Path] = {}
-    replaced: dict[Path, bytes | None] = {}
-    try:
-        for path, content in contents.items():
-            staged[path] = _stage(path, content)
-        for path, temporary in staged.items():
-            replaced[path] = path.read_bytes() if path.exists() else None
-            os.replace(temporary, path)
-    except BaseException:
-        for path, before in replaced.items():
-            if staged[path].exists():  # not moved yet
-                continue
-            if before is None:
-                path.unlink(missing_ok=True)
-            else:
-                path.write_bytes(before)
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
-        raise
+    with contextlib.ExitStack() as locks:
+        for folder in sorted({path.parent for path in contents}):
+            locks.enter_context(only_writer(folder))
+        new, old, moved = {}, {}, []
+        try:
+            for path, content in contents.items():
+                _clear_left_overs(path)
+                new[path] = _beside(path)
+                _write_through(new[path], content, path)
+            for path in contents:
+                if path.exists():
+                    old[path] = _beside(path)
+                    _give_second_name(path, old[path])
+            for path in contents:
+                moved.append(path)
+                os.replace(new[path], path)
+        except BaseException:
+            for path in moved:
+                if new[path].exists():  # not moved yet
+                    continue
+                if path in old:
+                    os.replace(old[path], path)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+        finally:
+            for temporary in (*new.values(), *old.values()):
+                temporary.unlink(missing_ok=True)
 
 
-def _stage(path: Path, content: bytes) -> Path:
-    """Write ``content`` beside ``path``, on the disk when this returns; nothing is left after an error."""
-    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*"):  # of a process killed while writing
+def _beside(path: Path) -> Path:
+    """A name beside ``path`` that nobody else uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _left_overs(path: Path) -> list[Path]:
+    """Files that ``_beside`` named and that a killed process left."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+
+
+def _clear_left_overs(path: Path) -> None:
+    for left_over in _left_overs(path):
         left_over.unlink(missing_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+
+
+def _give_second_name(path: Path, other: Path) -> None:
     try:
-        with os.fdopen(handle, "wb") as file:
+        os.link(path, other)
+    except OSError:  # not every drive has hard links
+        shutil.copy2(path, other)
+
+
+def _write_through(temporary: Path, content: bytes, path: Path) -> None:
+    """Write ``content``, on the disk when this returns; an ``OSError`` names the ``path`` that it is for."""
+    try:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp files are private
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def make_folder(folder: str | os.PathLike) -> Path:
@@ -104,6 +195,15 @@ def _fingerprint(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(
+            name.encode() + tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        )
+    return digest.hexdigest()
+
+
 def find_flaw(tensors: dict[str, Tensor]) -> str | None:
     """Why these cannot be weights, if so: of a type that is not in ``WEIGHT_TYPES``, of several, or not finite."""
     first = next(iter(tensors.values())).dtype if tensors else None
@@ -118,58 +218,119 @@ def find_flaw(tensors: dict[str, Tensor]) -> str | None:
 
 
 def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: dict[str, Tensor], notes: dict) -> Path:
-    """Write configuration, tensors and ``notes`` (plain JSON values) into ``folder``; return it."""
+    """Write configuration, tensors and ``notes`` into ``folder``; return it."""
     if flaw := find_flaw(tensors):
         raise ValueError(f"{flaw}; nothing was written")
     content = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "notes": notes}
-    metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(content)}
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    try:
+        config_text = json.dumps(content, indent=2, default=_as_json, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"notes must be values that JSON can hold ({error}); nothing was written") from error
+    metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(json.loads(config_text))}
     folder = make_folder(folder)
-    config_text = json.dumps(content, indent=2) + "\n"
-    write_files({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: config_text.encode()})
+    write_files({folder / WEIGHTS_FILE: pack(tensors, metadata), folder / CONFIG_FILE: config_text.encode()})
     return folder
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; ``CheckpointError`` if it is missing, cut short or no such file."""
+def _as_json(value: object) -> object:
+    """NumPy's and torch's numbers and arrays as Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file with a checksum; the same tensors and metadata give the same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(tensors, {**metadata, _CHECKSUM: _checksum(tensors)})
+    # The library writes the entries of the header in any order.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes by name and metadata of a safetensors file; no tensor is read."""
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; ``CheckpointError`` unless they are whole, finite and what was written."""
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    if flaw := find_flaw(tensors):
+        raise CheckpointError(f"{path}: {flaw}")
+    if metadata.get(_CHECKSUM, checksum := _checksum(tensors)) != checksum:  # files of earlier versions have none
+        raise CheckpointError(f"{path} is damaged: its tensors are not those that were written")
+    return tensors
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file; ``CheckpointError`` if it is missing, cut short or no such file."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def read_checkpoint(folder_or_name: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor], dict]:
-    """Configuration, tensors and notes of a checkpoint folder, or of a shipped name."""
+class Checkpoint(NamedTuple):
+    """What a checkpoint folder holds; its tensors are read by ``read_tensors(weights)``."""
+
+    config: ModelConfig
+    notes: dict
+    weights: Path
+    shapes: dict[str, tuple[int, ...]]
+    """By name, from the header of ``weights``."""
+
+
+def open_checkpoint(folder_or_name: str | os.PathLike) -> Checkpoint:
+    """A checkpoint folder, or a shipped name, without its tensors."""
     folder = Path(folder_or_name)
     if not folder.is_dir():
         if str(folder_or_name) not in shipped_names():
             names = ", ".join(repr(name) for name in shipped_names()) or "none"
             raise CheckpointError(f"{str(folder_or_name)!r} is neither a folder nor a shipped checkpoint ({names})")
         folder = SHIPPED / str(folder_or_name)
-    try:
-        config, content = _read_config(folder / CONFIG_FILE)
-        fingerprint = _fingerprint(content)
-    except RecursionError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} is nested too deeply") from error
-    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    config, content, fingerprint = _read_config(path)
+    shapes, metadata = read_header(weights)
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} was not written by {FORMAT}")
+        raise CheckpointError(f"{weights} was not written by {FORMAT}")
     if metadata.get("config") != fingerprint:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} belongs to another configuration than {folder / CONFIG_FILE}")
-    if flaw := find_flaw(tensors):
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {flaw}")
-    return config, tensors, content["notes"]
+        config, content = _left_behind(path, metadata.get("config"))
+    return Checkpoint(config, content["notes"], weights, shapes)
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, dict]:
-    """The configuration, and everything that the file says."""
+def _left_behind(path: Path, fingerprint: str | None) -> tuple[ModelConfig, dict]:
+    """The configuration that the power going out kept from being moved to its place."""
+    for left_over in _left_overs(path):
+        with contextlib.suppress(CheckpointError):
+            config, content, found = _read_config(left_over)
+            if found == fingerprint:
+                return config, content
+    raise CheckpointError(f"{path.with_name(WEIGHTS_FILE)} belongs to another configuration than {path}")
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, dict, str]:
+    """The configuration, everything that the file says, and the fingerprint of that."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        fingerprint = _fingerprint(content)
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deeply") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     known = isinstance(content, dict) and content.get("format") == FORMAT
@@ -178,19 +339,19 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict]:
     if content.get("version") != VERSION:
         raise CheckpointError(f"{path} has version {content.get('version')!r}; this package reads version {VERSION}")
     try:
-        return ModelConfig.from_dict(content["model"]), content
+        return ModelConfig.from_dict(content["model"]), content, fingerprint
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
-    """``CheckpointError`` unless both have the same names and shapes."""
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, Tensor], where: str) -> None:
+    """``CheckpointError`` unless the shapes found are those of the tensors expected, name by name."""
     if missing := sorted(set(expected) - set(found)):
         raise CheckpointError(f"{where}: the weight {missing[0]!r} is missing")
     if unknown := sorted(set(found) - set(expected)):
         raise CheckpointError(f"{where}: the weight {unknown[0]!r} is not part of this model")
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
+        if found[name] != tuple(tensor.shape):
             raise CheckpointError(
-                f"{where}: the weight {name!r} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+                f"{where}: the weight {name!r} has shape {found[name]} instead of {tuple(tensor.shape)}"
             )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 ATTENTIONS = ("gqa", "mla")
@@ -27,37 +27,65 @@ _MLA_FIELDS = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_
 _LARGEST = sys.float_info.max  # also keeps out whole numbers that no float can hold
 
 
+def plain(value: object) -> object:
+    """A NumPy scalar or a tensor of no dimensions as the Python value that it holds; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def _reject(field: str, value: object, accepted: str) -> None:
     raise ValueError(f"{field}={value!r} is not possible: {accepted}")
 
 
-def check_int(field: str, value: object, low: int, high: int | None = None) -> None:
-    """Reject everything but an ``int`` (``bool`` excluded) between ``low`` and ``high``."""
+def check_int(field: str, value: object, low: int, high: int | None = None) -> int:
+    """``value`` as an ``int``; anything but a whole number (``bool`` excluded) from ``low`` to ``high`` is rejected."""
+    value = plain(value)
     bounds = f"{field} must be a whole number, {low} or more" + (f", {high} at most" if high is not None else "")
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         _reject(field, value, bounds)
+    return value
 
 
-def check_number(field: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Reject everything but a finite number in ``[low, high]`` (``(low, high]`` with ``open_low``)."""
+def check_ints(field: str, values: Iterable[int], low: int) -> list[int]:
+    """Whole numbers in a row (a list, a range, an array, a generator …) as a list; an empty one is rejected."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        _reject(field, values, f"{field} must be whole numbers in a row, such as [1, 2, 4]")
+    found = [check_int(field, value, low) for value in values]
+    if not found:
+        _reject(field, found, f"{field} must hold at least one whole number")
+    return found
+
+
+def check_number(
+    field: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False
+) -> int | float:
+    """``value`` as a Python number; anything but a finite number in ``[low, high]`` is rejected.
+
+    With ``open_low``, ``low`` itself is rejected too.
+    """
+    value = plain(value)
     fine = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not fine or not -_LARGEST <= value <= _LARGEST or value < low or value > high or (open_low and value == low):
         edge = "above" if open_low else "at least"
         _reject(
             field,
             value,
-            f"{field} must be a finite number {edge} {low}" + ("" if math.isinf(high) else f" and at most {high}"),
+            f"{field} must be a finite number {edge} {low}" + ("" if math.isinf(high) else f" and at most {high:g}"),
         )
+    return value
 
 
 def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     """Reject everything that is not one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         _reject(field, value, f"{field} must be one of " + ", ".join(repr(c) for c in choices))
 
 
 class Config:
-    """What configurations share: conversion to and from plain JSON values."""
+    """What configurations share: plain Python values, and conversion to and from JSON."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -128,6 +156,7 @@ class ModelConfig(Config):
     (Nguyen & Salazar 2019). GPT's 0.02 is far too small for models as narrow as these: they learn late."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in ("vocab_size", "max_seq_len", "d_model", "n_heads", "d_ff", "n_core_layers", "n_loops"):
             check_int(field, getattr(self, field), 1)
         for field in ("n_prelude_layers", "n_coda_layers", "depth_lora_rank", "n_experts"):
@@ -136,10 +165,10 @@ class ModelConfig(Config):
             check_int("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
         if self.window is not None:
             check_int("window", self.window, 1)
-        check_number("rope_theta", self.rope_theta, 1.0, open_low=True)
+        check_number("rope_theta", self.rope_theta, 1.0, 1e12, open_low=True)
         check_number("act_threshold", self.act_threshold, 0.0, 1.0, open_low=True)
         if self.initializer_range is not None:
-            check_number("initializer_range", self.initializer_range, 0.0, open_low=True)
+            check_number("initializer_range", self.initializer_range, 0.0, 1e3, open_low=True)
         check_choice("attention", self.attention, ATTENTIONS)
         check_choice("injection", self.injection, INJECTIONS)
         check_choice("state_activation", self.state_activation, STATE_ACTIVATIONS)
@@ -187,7 +216,7 @@ class ModelConfig(Config):
         fields = ("n_experts_per_token", "n_shared_experts", "d_expert")
         if self.n_experts == 0:
             for field in fields:
-                if type(getattr(self, field)) is not int or getattr(self, field) != 0:
+                if isinstance(getattr(self, field), (bool, float)) or getattr(self, field) != 0:
                     _reject(
                         field,
                         getattr(self, field),
@@ -220,7 +249,7 @@ class ModelConfig(Config):
         A window of w moves information w − 1 positions per layer; prelude and coda move it too.
         Raises ``ValueError`` where no number of loops is enough (a window of 1 moves nothing).
         """
-        check_int("distance", distance, 0)
+        distance = check_int("distance", distance, 0)
         if self.window is None or distance == 0:
             return 1
         reach = self.window - 1
@@ -272,6 +301,7 @@ class TrainConfig(Config):
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in ("steps", "batch_size", "min_digits", "min_loops", "log_every", "checkpoint_every"):
             check_int(field, getattr(self, field), 1)
         check_int("max_digits", self.max_digits, self.min_digits)
@@ -281,11 +311,13 @@ class TrainConfig(Config):
         if self.n_train_chains is not None:
             check_int("n_train_chains", self.n_train_chains, 1)
         check_choice("loss", self.loss, LOSSES)
-        check_number("lr", self.lr, 0.0, open_low=True)
-        check_number("clip_norm", self.clip_norm, 0.0, open_low=True)
-        check_number("eps", self.eps, 1e-12)
-        for field in ("weight_decay", "ponder_cost", "router_bias_rate"):
-            check_number(field, getattr(self, field), 0.0)
+        # The upper ends are far beyond any use; past them numbers overflow before anything is learned.
+        check_number("lr", self.lr, 0.0, 1e30, open_low=True)
+        check_number("clip_norm", self.clip_norm, 0.0, 1e30, open_low=True)
+        check_number("eps", self.eps, 1e-12, 1e3)
+        check_number("router_bias_rate", self.router_bias_rate, 0.0, 1.0)
+        for field in ("weight_decay", "ponder_cost"):
+            check_number(field, getattr(self, field), 0.0, 1e3)
         for field in ("beta1", "beta2", "ema_decay"):
             check_number(field, getattr(self, field), 0.0)
             if getattr(self, field) >= 1.0:

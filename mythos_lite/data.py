@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mythos_lite.config import check_choice, check_int
+from mythos_lite.config import ModelConfig, check_choice, check_int
 
 SPLITS = ("train", "held_out")
 _HELD_OUT_SHARE = 0.2
@@ -38,10 +38,9 @@ def make_generator(seed: int, *stream: int) -> torch.Generator:
     torch keeps only 32 bits of a CPU seed, so ``seed + step`` of two runs would collide;
     ``numpy.random.SeedSequence`` mixes all of them instead, in practice one generator for each tuple of indices.
     """
-    for value in (seed, *stream):
-        check_int("seed", value, 0)
-    mixed = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))
+    seed, *stream = (check_int("seed", value, 0) for value in (seed, *stream))
+    mixed = np.random.SeedSequence(seed, spawn_key=tuple(stream)).generate_state(1)[0]
+    return torch.Generator(device="cpu").manual_seed(int(mixed))
 
 
 class Batch(NamedTuple):
@@ -95,19 +94,36 @@ class Task:
     def vocab_size(self) -> int:
         return self.start_id + 3
 
-    def _check_chains(self, chains: Tensor) -> None:
+    def check_fit(self, model: ModelConfig, max_digits: int) -> None:
+        """``ValueError`` for a model that has other tokens than this task, or no room for chains of ``max_digits``."""
+        if model.vocab_size < self.vocab_size:
+            raise ValueError(f"vocab_size={model.vocab_size} is too small: the task has {self.vocab_size} tokens")
+        if model.pad_token_id != self.pad_id:
+            raise ValueError(
+                f"pad_token_id={model.pad_token_id} does not fit: the task pads with {self.pad_id}, "
+                "and its START and EQ stand before that; is the model one of another task?"
+            )
+        if model.max_seq_len < max_digits + 2:
+            raise ValueError(
+                f"n_digits={max_digits} is too long: with START and EQ it exceeds max_seq_len={model.max_seq_len}"
+            )
+
+    def _checked(self, chains: Tensor) -> Tensor:
+        """The chains as int64: arithmetic in a narrower type would wrap around, and uint8 and bool index as masks."""
         known = isinstance(chains, Tensor)
-        if not known or chains.ndim != 2 or chains.shape[1] == 0 or chains.is_floating_point():
+        if not known or chains.ndim != 2 or chains.shape[1] == 0 or chains.is_floating_point() or chains.is_complex():
             kind = f"{tuple(chains.shape)} {chains.dtype}" if known else type(chains).__name__
             raise ValueError(f"chains must be a tensor of whole numbers of shape (B, n) with n ≥ 1, not {kind}")
+        chains = chains.long()
         if chains.numel() and (chains.min() < 0 or chains.max() >= self.n_symbols):
             raise ValueError(
                 f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}"
             )
+        return chains
 
     def encode(self, chains: Tensor) -> Batch:
         """(B, n) symbols of one length → the batch that asks for their answers."""
-        self._check_chains(chains)
+        chains = self._checked(chains)
         count, n = chains.shape
         start = torch.full((count, int(self.start_token)), self.start_id, device=chains.device)
         eq = torch.full((count, 1), self.eq_id, device=chains.device)
@@ -117,7 +133,7 @@ class Task:
 
     def is_held_out(self, chains: Tensor) -> Tensor:
         """(B, n) digits → (B,) bool: whether the chain belongs to evaluation. The same on every machine."""
-        self._check_chains(chains)
+        chains = self._checked(chains)
         key = torch.full((len(chains),), chains.shape[1], dtype=torch.int64, device=chains.device)
         for digit in chains.unbind(dim=1):
             # Multiply and fold after each digit, so that the last digits reach the tested bits too.
@@ -127,38 +143,38 @@ class Task:
 
     def enumerate(self, n_digits: int, split: str) -> Tensor:
         """Every chain of ``n_digits`` digits on one side of the split, (B, n), in counting order."""
-        check_int("n_digits", n_digits, 1)
+        n_digits = check_int("n_digits", n_digits, 1)
         check_choice("split", split, SPLITS)
         if self.n_symbols**n_digits > _ENUMERABLE:
             raise ValueError(
                 f"n_digits={n_digits} has {self.n_symbols**n_digits:,} chains, more than the {_ENUMERABLE:,} "
                 "that are listed; use sample()"
             )
-        place = self.n_symbols ** torch.arange(n_digits - 1, -1, -1)
-        chains = torch.arange(self.n_symbols**n_digits).unsqueeze(1) // place % self.n_symbols
+        place = self.n_symbols ** torch.arange(n_digits - 1, -1, -1, device="cpu")
+        chains = torch.arange(self.n_symbols**n_digits, device="cpu").unsqueeze(1) // place % self.n_symbols
         return chains[self.is_held_out(chains) == (split == "held_out")]
 
     def sample(self, count: int, n_digits: int, generator: torch.Generator, split: str) -> Tensor:
         """``count`` random chains of ``n_digits`` digits from one side of the split, (B, n), with replacement."""
-        check_int("count", count, 0)
-        check_int("n_digits", n_digits, 1)
+        count, n_digits = check_int("count", count, 0), check_int("n_digits", n_digits, 1)
         check_choice("split", split, SPLITS)
         held_out = split == "held_out"
-        chains = torch.randint(self.n_symbols, (count, n_digits), generator=generator)
+        device = generator.device  # and not the default one, which need not be the generator's
+        chains = torch.randint(self.n_symbols, (count, n_digits), generator=generator, device=device)
         wrong = self.is_held_out(chains) != held_out
         for _ in range(1000):
             if not wrong.any():
                 return chains
-            chains[wrong] = torch.randint(self.n_symbols, (int(wrong.sum()), n_digits), generator=generator)
+            again = (int(wrong.sum()), n_digits)
+            chains[wrong] = torch.randint(self.n_symbols, again, generator=generator, device=device)
             wrong = self.is_held_out(chains) != held_out
         raise ValueError(f"no chain of n_digits={n_digits} lies on the {split!r} side of the split; use more digits")
 
     def batch(self, size: int, min_digits: int, max_digits: int, generator: torch.Generator) -> Batch:
         """``size`` training chains, lengths drawn evenly from ``min_digits`` to ``max_digits``, shortest first."""
-        check_int("size", size, 1)
-        check_int("min_digits", min_digits, 1)
-        check_int("max_digits", max_digits, min_digits)
-        lengths = torch.randint(min_digits, max_digits + 1, (size,), generator=generator)
+        size, min_digits = check_int("size", size, 1), check_int("min_digits", min_digits, 1)
+        max_digits = check_int("max_digits", max_digits, min_digits)
+        lengths = torch.randint(min_digits, max_digits + 1, (size,), generator=generator, device=generator.device)
         counts = torch.bincount(lengths, minlength=max_digits + 1)[min_digits:].tolist()
         parts = [
             self.encode(self.sample(count, n, generator, "train"))
@@ -186,8 +202,8 @@ class ChainTask(Task):
     start_token: bool = True
 
     def __post_init__(self) -> None:
-        check_int("modulus", self.modulus, 2)
-        check_int("n_symbols", self.n_symbols, 2)
+        for field in ("modulus", "n_symbols"):
+            object.__setattr__(self, field, check_int(field, getattr(self, field), 2))
         if self.n_symbols < self.modulus:
             raise ValueError(
                 f"n_symbols={self.n_symbols} is not possible: answers 0 to {self.modulus - 1} need a token each; "
@@ -200,8 +216,7 @@ class ChainTask(Task):
 
     def answer(self, chains: Tensor) -> Tensor:
         """(B, n) digits → (B,) sums modulo ``modulus``."""
-        self._check_chains(chains)
-        return chains.sum(dim=1) % self.modulus
+        return self._checked(chains).sum(dim=1) % self.modulus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +234,8 @@ class PermutationTask(Task):
     start_token: bool = True
 
     def __post_init__(self) -> None:
-        check_int("degree", self.degree, 2, 6)
-        check_int("n_symbols", self.n_symbols, 2, self.n_answers)
+        object.__setattr__(self, "degree", check_int("degree", self.degree, 2, 6))
+        object.__setattr__(self, "n_symbols", check_int("n_symbols", self.n_symbols, 2, self.n_answers))
 
     @property
     def n_answers(self) -> int:
@@ -228,7 +243,7 @@ class PermutationTask(Task):
 
     def answer(self, chains: Tensor) -> Tensor:
         """(B, n) permutations → (B,) the permutation that applies the first, then the second, and so on."""
-        self._check_chains(chains)
+        chains = self._checked(chains)
         table = _products(self.degree).to(chains.device)
         state = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
         for symbol in chains.unbind(dim=1):
@@ -241,7 +256,8 @@ def _products(degree: int) -> Tensor:
     """(n!, n!) table: entry [p, q] is the number of "first p, then q"."""
     permutations = sorted(itertools.permutations(range(degree)), key=lambda p: (_distance(p), p))
     number = {p: i for i, p in enumerate(permutations)}
-    return torch.tensor([[number[tuple(q[i] for i in p)] for q in permutations] for p in permutations])
+    products = [[number[tuple(q[i] for i in p)] for q in permutations] for p in permutations]
+    return torch.tensor(products, device="cpu")
 
 
 def _distance(permutation: tuple[int, ...]) -> int:

@@ -10,28 +10,29 @@ A row is a plain dict: ``n_digits``, ``n_loops``, ``n_chains``, ``n_correct``, `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from mythos_lite.config import check_int, check_number
+from mythos_lite.config import check_int, check_ints, check_number
 from mythos_lite.data import Task, make_generator
 from mythos_lite.losses import answer_logits
 from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.training import NonFiniteError
 
 _CHAINS = 10  # stream of a seed, apart from those of training
-_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
-"""Per device. A CPU is fastest while all activations of a loop stay in its cache."""
+_TOKENS_AT_ONCE = {"cpu": 2048}
+"""Per device, of others ``_MANY_TOKENS``. A CPU is fastest while all activations of a loop stay in its cache."""
+_MANY_TOKENS = 65_536
 
 
 def wilson_interval(n_correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of a share, 95 % by default; stays inside [0, 1] and is not empty at 0 or ``n`` correct."""
-    check_int("n", n, 1)
-    check_int("n_correct", n_correct, 0, n)
-    check_number("confidence", confidence, 0.0, 0.999999, open_low=True)
+    n = check_int("n", n, 1)
+    n_correct = check_int("n_correct", n_correct, 0, n)
+    confidence = check_number("confidence", confidence, 0.0, 0.999999, open_low=True)
     z, p = NormalDist().inv_cdf((1 + confidence) / 2), n_correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -41,8 +42,7 @@ def wilson_interval(n_correct: int, n: int, confidence: float = 0.95) -> tuple[f
 
 def evaluation_chains(task: Task, n_digits: int, n_chains: int, seed: int = 0) -> Tensor:
     """Held-out chains (B, n): all of them if there are at most ``n_chains``, else that many at random."""
-    check_int("n_digits", n_digits, 1)
-    check_int("n_chains", n_chains, 1)
+    n_digits, n_chains = check_int("n_digits", n_digits, 1), check_int("n_chains", n_chains, 1)
     if task.n_symbols**n_digits <= 100_000:
         chains = task.enumerate(n_digits, "held_out")
         if len(chains) <= n_chains:
@@ -57,7 +57,7 @@ def sweep(
     model: RecurrentDepthTransformer,
     task: Task,
     lengths: Iterable[int],
-    loops: Sequence[int],
+    loops: Iterable[int],
     *,
     n_chains: int = 1000,
     seed: int = 0,
@@ -66,22 +66,18 @@ def sweep(
 
     Raises:
         NonFiniteError: when logits are not finite; says after which loop.
-        ValueError: for a loop count below 1, or a length that is too long for the model or has no chain held out.
+        ValueError: for a task that is not the model's, no lengths or loop counts, a loop count below 1, or a length
+            that is too long for the model or has no chain held out.
     """
-    for n_loops in loops or [None]:
-        check_int("n_loops", n_loops, 1)
-    loops, lengths = sorted(set(loops)), list(lengths)
-    if too_long := [n for n in lengths if n + 2 > model.config.max_seq_len]:
-        raise ValueError(
-            f"n_digits={too_long[0]} is too long: with START and EQ it exceeds max_seq_len={model.config.max_seq_len}"
-        )
+    loops, lengths = sorted(set(check_ints("n_loops", loops, 1))), check_ints("n_digits", lengths, 1)
+    task.check_fit(model.config, max(lengths))
     device = model.embedding.weight.device
     model.eval()
     rows = []
     for n_digits in lengths:
         chains = evaluation_chains(task, n_digits, n_chains, seed)
         correct = dict.fromkeys(loops, 0)
-        for part in chains.split(max(1, _TOKENS_AT_ONCE[device.type] // (n_digits + 2))):
+        for part in chains.split(max(1, _TOKENS_AT_ONCE.get(device.type, _MANY_TOKENS) // (n_digits + 2))):
             batch = task.encode(part).to(device)
             for step in model.loop(batch.token_ids, loops[-1]):
                 if step.loop in correct:
@@ -106,8 +102,9 @@ def expert_shares(
     """Share of the routed tokens that each expert gets, per loop: (L, E), core layers together, on held-out chains."""
     if not model.config.n_experts:
         raise ValueError("the model has no experts (n_experts=0), so there are no shares to measure")
-    check_int("n_loops", n_loops, 1)
-    load = torch.zeros(n_loops, model.config.n_experts)
+    n_loops, lengths = check_int("n_loops", n_loops, 1), check_ints("n_digits", lengths, 1)
+    task.check_fit(model.config, max(lengths))
+    load = torch.zeros(n_loops, model.config.n_experts, dtype=torch.float32, device="cpu")
     for n_digits in lengths:
         batch = task.encode(evaluation_chains(task, n_digits, n_chains, seed)).to(model.embedding.weight.device)
         for step in model.loop(batch.token_ids, n_loops):
@@ -123,11 +120,12 @@ def make_row(n_digits: int | str, n_loops: int, n_correct: int, n_chains: int) -
     }  # fmt: skip
 
 
-def pool(rows: list[dict], lengths: Sequence[int]) -> list[dict]:
+def pool(rows: list[dict], lengths: Iterable[int]) -> list[dict]:
     """Rows over several lengths together, one per loop count; every chain counts once."""
+    lengths = check_ints("n_digits", lengths, 1)
     wanted = [row for row in rows if row["n_digits"] in lengths]
     if not wanted:
-        raise ValueError(f"no row has one of the lengths {list(lengths)}")
+        raise ValueError(f"no row has one of the lengths {lengths}")
     name = f"{min(lengths)}–{max(lengths)}" if len(lengths) > 1 else str(lengths[0])
     pooled = []
     for n_loops in sorted({row["n_loops"] for row in wanted}):

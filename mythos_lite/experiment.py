@@ -18,8 +18,16 @@ from pathlib import Path
 
 import torch
 
-from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, make_folder, read_checkpoint, write_files
-from mythos_lite.config import TrainConfig, mod7_moe_model, recipe
+from mythos_lite.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    make_folder,
+    only_writer,
+    open_checkpoint,
+    write_files,
+)
+from mythos_lite.config import ModelConfig, TrainConfig, mod7_moe_model, recipe
 from mythos_lite.data import ChainTask, Task
 from mythos_lite.evaluation import evaluation_chains, expert_shares, sweep
 from mythos_lite.model import RecurrentDepthTransformer
@@ -67,10 +75,9 @@ def run_experiment(
 
     Raises:
         ValueError: for an unknown recipe or device, or a folder that holds another run or has no name.
-        OSError: for a folder that cannot be written.
+        OSError: for a folder that cannot be written, or into which another run is writing.
         NonFiniteError: when training blows up.
     """
-    source = source_hash()
     model_config, train_config = recipe(recipe_name, seed)
     if experts:
         if model_config.n_experts:
@@ -86,17 +93,33 @@ def run_experiment(
         "model": model_config.to_dict(), "train": train_config.to_dict(),
     }  # fmt: skip
     folder = run_folder(recipe_name, seed, out=out, experts=experts, quick=quick)
-    _refuse_other_run(folder, notes)
-    make_folder(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out={str(folder)!r} is a file; choose a folder")
+    with only_writer(make_folder(folder)):
+        _refuse_other_run(folder, notes)
+        return _run(folder, notes, model_config, train_config, plan, device, say)
+
+
+def _run(
+    folder: Path,
+    notes: dict,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    plan: SweepPlan,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> dict:
+    """``run_experiment`` in a folder that is this run's own."""
+    source = source_hash()
     resumed = (folder / STATE_FILE).exists()
     if not resumed and (folder / CONFIG_FILE).exists():
         say(f"{folder} holds this run, finished; it is trained again and replaced")
 
     task = ChainTask()
-    model = build_model(model_config, seed, device)
+    model = build_model(model_config, notes["seed"], device)
     size = f"{model.n_parameters():,} parameters, {train_config.steps} steps"
-    say(f"recipe {recipe_name}, seed {seed}: {size} on {device}")
-    if quick:
+    say(f"recipe {notes['recipe']}, seed {notes['seed']}: {size} on {device}")
+    if notes["quick"]:
         say("quick: a check that everything runs; its accuracy means nothing")
     started = time.perf_counter()
     history = train(model, task, train_config, folder=folder)
@@ -116,9 +139,9 @@ def run_experiment(
         "provenance": provenance(_command(notes, device), source, device, seconds),
     }
     model.save_pretrained(folder, **notes)
-    sweep_text = json.dumps(result, indent=1) + "\n"
-    pictures = figures(result, history, model_config)
-    write_files({folder / SWEEP_FILE: sweep_text.encode(), **{folder / name: png for name, png in pictures.items()}})
+    write_files({folder / SWEEP_FILE: (json.dumps(result, indent=1) + "\n").encode()})
+    pictures = figures(result, history, model_config)  # last, so that a figure that cannot be drawn loses no number
+    write_files({folder / name: png for name, png in pictures.items()})
 
     say(format_table(result))
     say(format_chart(result))
@@ -188,12 +211,10 @@ def _command(notes: dict, device: torch.device) -> list[str]:
 
 def _refuse_other_run(folder: Path, notes: dict) -> None:
     """``ValueError`` if ``folder`` holds the finished run of another recipe, seed, model or training."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out={str(folder)!r} is a file; choose a folder")
     if not (folder / CONFIG_FILE).exists():
         return
     try:
-        found = read_checkpoint(folder)[2]
+        found = open_checkpoint(folder).notes
     except CheckpointError as error:
         raise ValueError(
             f"{folder} holds files that are not a finished run ({error}); choose another folder with --out"

@@ -93,13 +93,13 @@ class ConvergenceExit:
     patience: int = 3
 
     def __post_init__(self) -> None:
-        check_number("tolerance", self.tolerance, 0.0, 1.0)
-        check_int("patience", self.patience, 1)
+        object.__setattr__(self, "tolerance", check_number("tolerance", self.tolerance, 0.0, 1.0))
+        object.__setattr__(self, "patience", check_int("patience", self.patience, 1))
 
     def settled(self, changes: list[float]) -> bool:
-        """Whether ``changes``, one per loop from the second on, say that the loop can stop."""
+        """Whether ``changes``, one per loop from the second on, say that the loop can stop. NaN never does."""
         recent = changes[-self.patience :]
-        return len(recent) == self.patience and max(recent) <= self.tolerance
+        return len(recent) == self.patience and all(change <= self.tolerance for change in recent)
 
 
 def answer_change(logits: Tensor, before: Tensor) -> Tensor:

@@ -27,11 +27,12 @@ def supervised_loops(
     be answered in ``n_loops`` loops. Chains that need more loops than that weigh nothing.
     """
     if train.loss == "last":
-        return [n_loops], torch.full((1, len(n_digits)), 1.0 / len(n_digits))
+        even = torch.full((1, len(n_digits)), 1.0 / len(n_digits), dtype=torch.float32, device=n_digits.device)
+        return [n_loops], even
     by_length = {n: model.loops_needed(n) for n in n_digits.unique().tolist()}  # EQ stands n positions after d₁
-    needed = torch.tensor([by_length[n] for n in n_digits.tolist()])
+    needed = torch.tensor([by_length[n] for n in n_digits.tolist()], device=n_digits.device)
     loops = list(range(min(by_length.values()), n_loops + 1)) or [n_loops]
-    counts = (torch.tensor(loops).unsqueeze(1) >= needed).float()  # (L, B)
+    counts = (torch.tensor(loops, device=n_digits.device).unsqueeze(1) >= needed).float()  # (L, B)
     per_chain = counts / counts.sum(dim=0).clamp(min=1)
     return loops, per_chain / per_chain.sum().clamp(min=1)
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from mythos_lite.attention import MultiHeadLatentAttention, Positions, make_positions
 from mythos_lite.block import Block
 from mythos_lite.cache import Cache, CacheKey
-from mythos_lite.checkpoint import check_tensors, read_checkpoint, write_checkpoint
+from mythos_lite.checkpoint import CheckpointError, check_shapes, open_checkpoint, read_tensors, write_checkpoint
 from mythos_lite.config import ModelConfig, check_int, check_number
 from mythos_lite.halting import ActHalting, ActState, ConvergenceExit, answer_change
 from mythos_lite.injection import make_injection
@@ -145,7 +145,7 @@ class RecurrentDepthTransformer(nn.Module):
         """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops."""
         n_loops = self.check_input(token_ids, n_loops, cache)
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
-        counted = None if self.config.pad_token_id is None else token_ids != self.config.pad_token_id
+        counted = self._counted(token_ids)
         act = ActState(self.config.act_threshold) if self.halting is not None else None
 
         h = e = self.encode(token_ids, positions, cache)
@@ -157,7 +157,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def encode(self, token_ids: Tensor, positions: Positions, cache: Cache | None = None) -> Tensor:
         """Embedding and prelude: (B, T) → e (B, T, D)."""
-        e = self.embedding(token_ids)
+        e = self._embed(token_ids)
         for layer, block in enumerate(self.prelude):
             e, _ = block(e, positions, cache, CacheKey("prelude", layer))
         return e
@@ -209,17 +209,32 @@ class RecurrentDepthTransformer(nn.Module):
             n_loops: any number from 1; ``config.n_loops`` if not given.
             cache: remembers what these tokens' keys were. Tied to the loop count it was filled at.
             trace: also return every loop's state, residual, read-out and routing.
-            exit_policy: stop looping when it says so. With a cache, loops that were skipped get the
-                keys of the last one that was run.
+            exit_policy: stop looping when it says so; padding has no say. With a cache, loops that were skipped
+                get the keys of the last one that was run.
 
         Raises:
-            ValueError: for tokens outside the vocabulary, an empty or too long sequence, a loop
-                count that is not a whole number from 1, a cache of another loop count or batch.
+            ValueError: for tokens outside the vocabulary (on a CPU; a GPU stops at them by itself), an empty or too
+                long sequence, a loop count that is not a whole number from 1, a cache of another loop count or
+                batch, padding together with a cache.
         """
+        if cache is not None:
+            self._refuse_padding(token_ids, "a cache keeps every token, and later ones would attend to it")
+        return self._forward(token_ids, n_loops, cache, trace, exit_policy)
+
+    def _forward(
+        self,
+        token_ids: Tensor,
+        n_loops: int | None,
+        cache: Cache | None,
+        trace: bool,
+        exit_policy: ConvergenceExit | None,
+    ) -> ModelOutput:
+        """``forward`` for tokens of which those that the model itself has chosen may be padding."""
         n_loops = self.check_input(token_ids, n_loops, cache)
         if exit_policy is not None and not isinstance(exit_policy, ConvergenceExit):
             raise ValueError(f"exit_policy must be a ConvergenceExit or None, not {exit_policy!r}")
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
+        counted = self._counted(token_ids)
         steps: list[LoopStep] = []
         readouts: list[Tensor] = []
         changes: list[float] = []
@@ -228,7 +243,8 @@ class RecurrentDepthTransformer(nn.Module):
             if trace or exit_policy is not None:
                 readouts = [*(readouts if trace else readouts[-1:]), self.read_out(step.output, positions, cache)]
             if exit_policy is not None and len(readouts) > 1:
-                changes.append(answer_change(readouts[-1], readouts[-2]).max().item())
+                change = answer_change(readouts[-1], readouts[-2])
+                changes.append((change if counted is None else change.where(counted, 0.0)).max().item())
                 # A token cannot have settled before the tokens that it attends to had.
                 if exit_policy.settled(changes) and step.loop >= (cache.loops_run if cache is not None else 0):
                     break
@@ -266,25 +282,21 @@ class RecurrentDepthTransformer(nn.Module):
                 whose logits are not finite.
         """
         n_loops = self.check_input(prompt_ids, n_loops, None)
-        check_int("max_new_tokens", max_new_tokens, 0)
-        check_number("temperature", temperature, 0.0)
+        max_new_tokens = check_int("max_new_tokens", max_new_tokens, 0)
+        temperature = check_number("temperature", temperature, 0.0)
         if top_k is not None:
-            check_int("top_k", top_k, 1, self.config.vocab_size)
+            top_k = check_int("top_k", top_k, 1, self.config.vocab_size)
         if eos_token_id is not None:
-            check_int("eos_token_id", eos_token_id, 0, self.config.vocab_size - 1)
+            eos_token_id = check_int("eos_token_id", eos_token_id, 0, self.config.vocab_size - 1)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(f"generator must be a torch.Generator or None, not {generator!r}")
-        if self.config.pad_token_id is not None and (prompt_ids == self.config.pad_token_id).any():
-            raise ValueError(
-                f"the prompt holds padding (token {self.config.pad_token_id}); "
-                "generate for prompts of one length at a time"
-            )
+        self._refuse_padding(prompt_ids, "generate for prompts of one length at a time")
         self._check_length(prompt_ids.shape[1] + max_new_tokens)
 
         cache, new, ids, loops = Cache(), prompt_ids, prompt_ids, []
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
-            out = self(new, n_loops=n_loops, cache=cache, exit_policy=exit_policy)
+            out = self._forward(new, n_loops, cache, False, exit_policy)
             loops.append(out.n_loops)
             if not torch.isfinite(out.logits[:, -1]).all():
                 raise ValueError("the logits are not finite; the model's weights are damaged or too large")
@@ -303,11 +315,12 @@ class RecurrentDepthTransformer(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike, **notes: object) -> Path:
         """Write ``config.json`` and ``model.safetensors`` into ``folder``, both or none.
 
-        ``notes`` (plain JSON values: recipe, seed, …) are kept in ``config.json``.
+        ``notes`` (recipe, seed, …: what JSON can hold, NumPy's and torch's numbers too) are kept in ``config.json``.
 
         Raises:
-            ValueError: for weights that are not finite, or not all float32, all bfloat16 or all float16.
-            OSError: for a folder that cannot be written.
+            ValueError: for weights that are not finite, or not all float32, all bfloat16 or all float16; for notes that
+                JSON cannot hold, such as NaN.
+            OSError: for a folder that cannot be written, or into which another process is writing.
         """
         return write_checkpoint(folder, self.config, self.state_dict(), notes)
 
@@ -322,12 +335,18 @@ class RecurrentDepthTransformer(nn.Module):
         Raises:
             CheckpointError: a ``ValueError`` that says what is wrong with the files.
         """
-        config, tensors, _ = read_checkpoint(folder_or_name)
-        with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away; their draws must not count
-            model = cls(config)
-        check_tensors(tensors, model.state_dict(), where=str(folder_or_name))
-        model.to(tensors["embedding.weight"].dtype)
-        model.load_state_dict(tensors)
+        found = open_checkpoint(folder_or_name)
+        config = found.config
+        if config.n_prelude_layers + config.n_core_layers + config.n_coda_layers > len(found.shapes):
+            raise CheckpointError(f"{folder_or_name} has more layers in its configuration than weights")
+        try:
+            with torch.inference_mode(False), torch.device("meta"):  # takes no memory, and no random numbers
+                model = cls(config)
+        except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
+            raise CheckpointError(f"{folder_or_name} describes a model that cannot be built: {error}") from error
+        check_shapes(found.shapes, model.state_dict(), where=str(folder_or_name))
+        with torch.inference_mode(False):
+            model.load_state_dict(read_tensors(found.weights), assign=True)
         return model.to(device).eval()
 
     # ---------------------------------------------------------------- details
@@ -337,8 +356,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def check_input(self, token_ids: Tensor, n_loops: int | None, cache: Cache | None) -> int:
         """Reject what cannot be run, before any work; return the loop count to run."""
-        n_loops = self.config.n_loops if n_loops is None else n_loops
-        check_int("n_loops", n_loops, 1)
+        n_loops = check_int("n_loops", self.config.n_loops if n_loops is None else n_loops, 1)
         if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.int64, torch.int32):
             kind = token_ids.dtype if isinstance(token_ids, Tensor) else type(token_ids).__name__
             raise ValueError(f"token_ids must be an int64 tensor of shape (B, T), not {kind}")
@@ -351,15 +369,30 @@ class RecurrentDepthTransformer(nn.Module):
             )
         if cache is not None and not isinstance(cache, Cache):
             raise ValueError(f"cache must be a Cache or None, not {cache!r}")
-        low, high = token_ids.min().item(), token_ids.max().item()
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"token id {low if low < 0 else high} is outside the vocabulary, 0 … {self.config.vocab_size - 1}"
-            )
         self._check_length(token_ids.shape[1] + (cache.length if cache is not None else 0))
         if cache is not None:
             cache.begin(self.config, token_ids.shape[0], n_loops)
         return n_loops
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        """(B, T) → (B, T, D). A CPU's look-up finds tokens outside the vocabulary by itself."""
+        try:
+            return self.embedding(token_ids)
+        except IndexError as error:
+            low, high = token_ids.min().item(), token_ids.max().item()
+            raise ValueError(
+                f"token id {low if low < 0 else high} is outside the vocabulary, 0 … {self.config.vocab_size - 1}"
+            ) from error
+
+    def _counted(self, token_ids: Tensor) -> Tensor | None:
+        """(B, T) bool: False at padding. ``None`` where the model has none."""
+        return None if self.config.pad_token_id is None else token_ids != self.config.pad_token_id
+
+    def _refuse_padding(self, token_ids: Tensor, reason: str) -> None:
+        if self.config.pad_token_id is None or torch.compiler.is_compiling():  # a compiler knows no values
+            return
+        if (token_ids == self.config.pad_token_id).any():
+            raise ValueError(f"the tokens hold padding (token {self.config.pad_token_id}); {reason}")
 
     def _check_length(self, length: int) -> None:
         if length > self.config.max_seq_len:

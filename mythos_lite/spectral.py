@@ -18,12 +18,14 @@ space: does an error at one position fade on its way to the next? J's off-diagon
 eigenvalues know nothing.
 
 Attention is causal, so J is block-triangular over positions and its eigenvalues are those of its T
-diagonal blocks, D × D each. They are computed from T copies of the sequence of which copy i is
-disturbed at position i alone. That is exact, and it avoids the eigenvalues of one large triangular
-matrix, which are known only roughly in floating point.
+diagonal blocks, D × D each. Taking them block by block is exact, and it avoids the eigenvalues of one
+large triangular matrix, which are known only roughly in floating point.
 
 Small models: blocks in full, ``torch.linalg.eigvals``. Larger ones: Arnoldi's iteration (Saad 2011,
-§6.2) on forward-mode products with each block; σ_max by power iteration on JᵀJ (JVP, then VJP).
+§6.2) on forward-mode products with each block, from T copies of the sequence of which copy i is
+disturbed at position i alone; σ_max by power iteration on JᵀJ (JVP, then VJP).
+
+Derivatives are taken in full precision and with gradients on, whatever mode of torch the caller is in.
 
 Shapes: T positions, D width, one sequence (B = 1).
 """
@@ -39,10 +41,11 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mythos_lite.attention import make_positions
-from mythos_lite.config import TrainConfig, check_choice, check_int
+from mythos_lite.config import TrainConfig, check_choice, check_int, check_ints
 from mythos_lite.data import Batch
 from mythos_lite.losses import chain_loss
 from mythos_lite.model import RecurrentDepthTransformer
+from mythos_lite.modes import check_differentiable, ordinary, own_derivatives, unwrapped
 
 METHODS = ("auto", "exact", "iterative")
 EXACT_WIDTH = 256
@@ -50,6 +53,8 @@ EXACT_WIDTH = 256
 EXACT_SIZE = 1024
 """Up to this T·D ``"auto"`` computes the whole Jacobian for σ_max."""
 _BREAKDOWN = 1e-6
+_AT_ONCE = 2**20
+"""Numbers of J, rows by inputs, that are computed together: what the backward pass keeps is some hundred times that."""
 
 LoopMap = Callable[[Tensor], Tensor]
 
@@ -66,14 +71,16 @@ def make_loop_map(model: RecurrentDepthTransformer, token_ids: Tensor, t: int = 
     The map takes any number of copies, (N, T, D). Only a loop-index embedding or a depth-wise
     adapter makes F depend on ``t``.
     """
+    model = unwrapped(model)
     model.check_input(token_ids, None, None)
-    check_int("t", t, 0)
+    check_differentiable(model)
+    t = check_int("t", t, 0)
     if token_ids.shape[0] != 1:
         raise ValueError(
             f"the loop map is studied for one sequence at a time; token_ids has shape {tuple(token_ids.shape)}"
         )
-    positions = make_positions(model.config, token_ids.shape[1], None, token_ids.device)
-    with torch.no_grad():
+    with own_derivatives(), torch.no_grad():
+        positions = make_positions(model.config, token_ids.shape[1], None, token_ids.device)
         e = model.encode(token_ids, positions)
 
     def loop_map(h: Tensor) -> Tensor:
@@ -82,13 +89,14 @@ def make_loop_map(model: RecurrentDepthTransformer, token_ids: Tensor, t: int = 
     return loop_map, e
 
 
+@own_derivatives()
 def jacobian(loop_map: LoopMap, h: Tensor) -> Tensor:
     """J at the state h (1, T, D): (T·D, T·D), rows outputs, columns inputs."""
-    with sdpa_kernel(SDPBackend.MATH):
-        dense = torch.autograd.functional.jacobian(loop_map, h.detach(), vectorize=True)
-    return dense.reshape(h.numel(), h.numel())
+    h, out = _differentiable(loop_map, h)
+    return torch.cat([_rows(out, h, position).flatten(1) for position in range(h.shape[1])])
 
 
+@own_derivatives()
 def jacobian_radius(
     loop_map: LoopMap, h: Tensor, *, method: str = "auto", n_iterations: int = 24, seed: int = 0
 ) -> float:
@@ -97,13 +105,13 @@ def jacobian_radius(
     ``"exact"`` takes D backward passes at once, ``"iterative"`` at most ``n_iterations`` forward
     ones; it is exact too once ``n_iterations`` reaches D. NaN where J is not finite.
     """
-    _check_state(h, method)
-    check_int("n_iterations", n_iterations, 1)
+    h, n_iterations = _checked(h, method), check_int("n_iterations", n_iterations, 1)
     if method == "exact" or (method == "auto" and h.shape[2] <= EXACT_WIDTH):
         return _largest_modulus(_position_blocks(loop_map, h))
     return _arnoldi_radius(lambda v: _position_jvp(loop_map, h, v), h, n_iterations, seed)
 
 
+@own_derivatives()
 def largest_singular_value(
     loop_map: LoopMap,
     h: Tensor,
@@ -117,8 +125,7 @@ def largest_singular_value(
 
     Iteration stops when the value moves by less than ``tolerance`` (relative).
     """
-    _check_state(h, method)
-    check_int("n_iterations", n_iterations, 1)
+    h, n_iterations = _checked(h, method), check_int("n_iterations", n_iterations, 1)
     if method == "exact" or (method == "auto" and h[0].numel() <= EXACT_SIZE):
         dense = jacobian(loop_map, h)
         dense = dense if dense.dtype == torch.float64 else dense.float()  # LAPACK has no bfloat16
@@ -135,6 +142,7 @@ def largest_singular_value(
     return sigma
 
 
+@own_derivatives()
 def gains_along_chain(loop_map: LoopMap, h: Tensor, position: int) -> list[float]:
     """By what a small error held at ``position`` is at most multiplied at positions + 1, + 2, …, once all is at rest.
 
@@ -142,21 +150,31 @@ def gains_along_chain(loop_map: LoopMap, h: Tensor, position: int) -> list[float
     response, position by position. It has a meaning where the state h (1, T, D) is at rest and ρ(J) < 1. NaN where J
     is not finite.
     """
-    _check_state(h, "exact")
-    check_int("position", position, 0, h.shape[1] - 2)
-    dense, d = jacobian(loop_map, h).double(), h.shape[2]
-    if not torch.isfinite(dense).all():  # LAPACK may crash on it
-        return [math.nan] * (h.shape[1] - position - 1)
-    later, here = slice((position + 1) * d, None), slice(position * d, (position + 1) * d)
-    own = dense[later, later]
-    response = torch.linalg.solve(torch.eye(len(own), dtype=own.dtype, device=own.device) - own, dense[later, here])
-    return [torch.linalg.svdvals(block)[0].item() for block in response.split(d)]
+    h = _checked(h, "exact")
+    position = check_int("position", position, 0, h.shape[1] - 2)
+    h, out = _differentiable(loop_map, h)
+    gains: list[float] = []
+    moved: list[Tensor] = []  # (D, D) each: how the positions so far answer the error
+    one = torch.eye(h.shape[2], dtype=torch.float64, device=h.device)
+    for later in range(position + 1, h.shape[1]):
+        rows = _rows(out, h, later).double()  # (D, T, D)
+        if not torch.isfinite(rows).all():  # LAPACK may crash on it
+            return [math.nan] * (h.shape[1] - position - 1)
+        # J is block-triangular, so its system is solved from the first position to the last.
+        pushed = rows[:, position] + sum(rows[:, position + 1 + i] @ answer for i, answer in enumerate(moved))
+        moved.append(torch.linalg.solve(one - rows[:, later], pushed))
+        gains.append(torch.linalg.svdvals(moved[-1])[0].item())
+    return gains
 
 
+@own_derivatives()
 def gradient_norms(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int) -> list[float]:
-    """‖∂loss/∂h_t‖ for t = 1 … ``n_loops``, of the training loss on this batch."""
-    loss, _, steps = chain_loss(model, train, batch, n_loops)
-    gradients = torch.autograd.grad(loss, [step.state for step in steps], allow_unused=True)
+    """‖∂loss/∂h_t‖ for t = 1 … ``n_loops``, of the training loss on this batch; 0 for a state that no weight moves."""
+    check_differentiable(model)
+    loss, _, steps = chain_loss(model, train, Batch(*map(ordinary, batch)), n_loops)
+    states = [step.state for step in steps if step.state.requires_grad]
+    found = iter(torch.autograd.grad(loss, states, allow_unused=True) if states else ())
+    gradients = [next(found) if step.state.requires_grad else None for step in steps]
     return [0.0 if g is None else g.norm().item() for g in gradients]
 
 
@@ -169,10 +187,9 @@ def residuals(model: RecurrentDepthTransformer, batch: Batch, n_loops: int) -> l
 
 def loop_radii(model: RecurrentDepthTransformer, token_ids: Tensor, loops: Iterable[int]) -> list[float]:
     """ρ(J) of the map of each of ``loops`` (from 1) at the state it is given, for one sequence (1, T)."""
-    wanted = sorted(set(loops))
-    for loop in wanted or [None]:
-        check_int("loops", loop, 1)
-    before = {step.loop: step.previous.detach() for step in model.loop(token_ids, wanted[-1]) if step.loop in wanted}
+    wanted = sorted(set(check_ints("loops", loops, 1)))
+    with own_derivatives(), torch.no_grad():
+        before = {step.loop: step.previous for step in model.loop(token_ids, wanted[-1]) if step.loop in wanted}
     return [jacobian_radius(make_loop_map(model, token_ids, loop - 1)[0], before[loop]) for loop in wanted]
 
 
@@ -192,15 +209,38 @@ def monitor(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, 
     }
 
 
-def _check_state(h: Tensor, method: str) -> None:
+def _checked(h: Tensor, method: str) -> Tensor:
+    """The state, if it is one and the method is known."""
     check_choice("method", method, METHODS)
-    if h.ndim != 3 or h.shape[0] != 1:
-        raise ValueError(f"the state must have shape (1, T, D), not {tuple(h.shape)}")
+    if h.ndim != 3 or h.shape[0] != 1 or not h.numel() or not h.is_floating_point():
+        raise ValueError(f"the state must be floating-point numbers of shape (1, T, D), not {h.dtype} {tuple(h.shape)}")
+    return ordinary(h.detach())
+
+
+def _differentiable(loop_map: LoopMap, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The state as a leaf of the graph, and the state after it."""
+    h = ordinary(h.detach()).requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):  # fused kernels cannot take many gradients at once
+        return h, loop_map(h)
+
+
+def _rows(out: Tensor, h: Tensor, position: int) -> Tensor:
+    """The rows of J that belong to one position's outputs: (D, T, D), outputs by inputs."""
+    if not out.requires_grad:
+        return h.new_zeros(h.shape[2], *h.shape[1:])
+    seeds = torch.eye(h.shape[2], dtype=out.dtype, device=h.device)
+    # Anomaly mode looks into every gradient, which cannot be done for many at once.
+    with torch.autograd.set_detect_anomaly(False):
+        parts = [
+            torch.autograd.grad(out[0, position], h, part, retain_graph=True, is_grads_batched=True, allow_unused=True)
+            for part in seeds.split(max(1, _AT_ONCE // h.numel()))
+        ]
+    return torch.cat([h.new_zeros(len(seeds), *h.shape) if rows is None else rows for (rows,) in parts])[:, 0]
 
 
 def _random_like(h: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(h.shape, generator=generator).to(h.device, h.dtype)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randn(h.shape, generator=generator, dtype=torch.float32, device="cpu").to(h.device, h.dtype)
 
 
 def _jvp(loop_map: LoopMap, h: Tensor, v: Tensor) -> Tensor:
@@ -212,20 +252,13 @@ def _jvp(loop_map: LoopMap, h: Tensor, v: Tensor) -> Tensor:
 
 def _vjp(loop_map: LoopMap, h: Tensor, u: Tensor) -> Tensor:
     h = h.detach().requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(loop_map(h), h, u)[0]
+    return torch.autograd.grad(loop_map(h), h, u)[0]
 
 
 def _position_blocks(loop_map: LoopMap, h: Tensor) -> Tensor:
     """The diagonal blocks of J: (T, D, D)."""
-    _, n, d = h.shape
-    copies = h.detach().expand(n, n, d).clone().requires_grad_()
-    place = torch.arange(n, device=h.device)
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        out = loop_map(copies)[place, place]  # (T, D): copy i read at position i
-        seeds = torch.eye(d, device=h.device, dtype=h.dtype).unsqueeze(1).expand(d, n, d)
-        (rows,) = torch.autograd.grad(out, copies, seeds, is_grads_batched=True)  # (D, T, T, D)
-    return rows[:, place, place].transpose(0, 1)
+    h, out = _differentiable(loop_map, h)
+    return torch.stack([_rows(out, h, position)[:, position] for position in range(h.shape[1])])
 
 
 def _position_jvp(loop_map: LoopMap, h: Tensor, v: Tensor) -> Tensor:
@@ -242,7 +275,7 @@ def _arnoldi_radius(apply: Callable[[Tensor], Tensor], h: Tensor, n_iterations: 
     v = _random_like(h, seed)[0]
     basis = [v / v.norm(dim=-1, keepdim=True)]
     steps = min(n_iterations, h.shape[2])
-    hessenberg = torch.zeros(h.shape[1], steps + 1, steps, dtype=torch.float64)
+    hessenberg = torch.zeros(h.shape[1], steps + 1, steps, dtype=torch.float64, device="cpu")
     alive = torch.ones(h.shape[1], dtype=torch.bool, device=h.device)  # whose Krylov space still grows
     for k in range(steps):
         w = apply(basis[k])

@@ -4,7 +4,9 @@ Everything random at step s is drawn from a generator made from (seed, s). There
 state to save, and a resumed run sees the very batches that the uninterrupted one saw.
 
 A run's folder holds ``training.safetensors`` (weights, averages, optimiser moments, step and
-history in one file, replaced in one step) and ``metrics.jsonl`` (one line per record, as they come).
+history in one file, replaced in one step) and ``metrics.jsonl`` (one line per record). The lines are
+collected in ``metrics.jsonl.part`` as they come; only a run that ends replaces those of an earlier one.
+While a run writes into its folder, no other can.
 """
 
 from __future__ import annotations
@@ -19,15 +21,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mythos_lite.checkpoint import CheckpointError, check_tensors, find_flaw, make_folder, read_tensors, write_files
+from mythos_lite.checkpoint import (
+    CheckpointError,
+    check_shapes,
+    make_folder,
+    only_writer,
+    pack,
+    read_header,
+    read_tensors,
+    write_files,
+)
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.data import Batch, Task, make_generator
 from mythos_lite.losses import chain_loss
 from mythos_lite.model import RecurrentDepthTransformer
+from mythos_lite.modes import DrawFrom, check_differentiable, own_derivatives, unwrapped
 from mythos_lite.provenance import source_hash
 from mythos_lite.spectral import monitor
 
@@ -47,9 +58,11 @@ def default_device() -> torch.device:
 
 @contextlib.contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
-    """Within, torch draws the initial weights of ``seed``; its global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(make_generator(seed, _WEIGHTS).initial_seed())
+    """Within, torch makes tensors on the CPU and draws the initial weights of ``seed``.
+
+    Its global generator, which other threads may be using, is left alone.
+    """
+    with torch.inference_mode(False), torch.device("cpu"), DrawFrom(make_generator(seed, _WEIGHTS)):
         yield
 
 
@@ -68,10 +81,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); norms, embeddings, vectors and the injection do not decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    kept = [p for name, p in named if p.ndim < 2 or name.startswith(("embedding.", "injection."))]
-    decayed = [p for name, p in named if p.ndim >= 2 and not name.startswith(("embedding.", "injection."))]
+    """AdamW (Loshchilov & Hutter 2019); norms, embeddings, vectors and the injection do not decay.
+
+    Raises:
+        ValueError: when there is nothing to train, since no parameter takes a gradient.
+    """
+    kept, decayed = [], []
+    for name, p in unwrapped(model).named_parameters():
+        if p.requires_grad:
+            (kept if p.ndim < 2 or {"embedding", "injection"} & {*name.split(".")} else decayed).append(p)
+    if not kept and not decayed:
+        raise ValueError("there is nothing to train: no parameter of the model takes a gradient (requires_grad)")
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
@@ -95,7 +115,7 @@ class StepStream:
 
     def at(self, step: int) -> TrainStep:
         config, generator = self.config, make_generator(self.config.seed, _STEPS, step)
-        n_loops = int(torch.randint(config.min_loops, config.max_loops + 1, (), generator=generator))
+        n_loops = int(torch.randint(config.min_loops, config.max_loops + 1, (), generator=generator, device="cpu"))
         if self.pool is None:
             batch = self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator)
         else:
@@ -106,12 +126,14 @@ class StepStream:
         """The step's part of its epoch's order."""
         config = self.config
         per_epoch = math.ceil(config.n_train_chains / config.batch_size)
-        order = torch.randperm(config.n_train_chains, generator=make_generator(config.seed, _EPOCHS, step // per_epoch))
+        generator = make_generator(config.seed, _EPOCHS, step // per_epoch)
+        order = torch.randperm(config.n_train_chains, generator=generator, device="cpu")
         start = step % per_epoch * config.batch_size
         chosen = order[start : start + config.batch_size].sort().values  # the pool goes from short to long
         return Batch(*(tensor[chosen] for tensor in self.pool))
 
 
+@own_derivatives()
 def train(
     model: RecurrentDepthTransformer,
     task: Task,
@@ -125,28 +147,44 @@ def train(
 
     With ``ema_decay`` the model ends with the averaged weights. With a ``folder``, the run is saved
     every ``checkpoint_every`` steps and at its end, and resumes from there if it finds its own state.
-    ``progress`` is shown unless the environment variable CI is set.
+    ``progress`` is shown unless the environment variable CI is set. A model that went through ``torch.compile`` is
+    trained as the module that it was made of; gradients are on and autocast is off, whatever the caller set.
 
     Raises:
         NonFiniteError: when loss, gradient or weights are not finite; says at which step and loop. The
             last good checkpoint stays.
         CheckpointError: when the folder holds the state of another run or of other code, or a damaged one.
-        ValueError: when model, task and training do not fit together.
+        ValueError: when model, task and training do not fit together, or the model cannot be trained.
+        OSError: when another run is writing into the folder.
     """
+    model = unwrapped(model)
+    if not isinstance(model, RecurrentDepthTransformer):
+        raise ValueError(
+            f"train takes a RecurrentDepthTransformer, not {type(model).__name__}; hand in the module itself"
+        )
+    check_differentiable(model)
     if other := {p.dtype for p in model.parameters()} - {torch.float32}:
         raise ValueError(f"the model is in {other.pop()}; train in float32 and convert it afterwards, with .to()")
     _check_fit(model.config, task, config)
-    device = model.embedding.weight.device
     stream = StepStream(task, config)
     optimizer = make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
     state = RunState(model, task, config, optimizer, average, folder)
-    first, history = state.load()
-    if folder is not None:
-        state.write_history(history)
-
-    model.train()
     hidden = bool(os.environ.get("CI")) if progress is None else not progress
+    with contextlib.nullcontext() if folder is None else only_writer(state.folder):
+        history = _train(state, stream, on_record, hidden)
+    model.load_state_dict(average, strict=False)
+    model.eval()
+    return history
+
+
+def _train(state: RunState, stream: StepStream, on_record: Callable[[dict], None] | None, hidden: bool) -> list[dict]:
+    """The loop of ``train``."""
+    model, config, optimizer = state.model, state.config, state.optimizer
+    device = model.embedding.weight.device
+    first, history = state.load()
+    state.write_history(history)
+    model.train()
     bar = tqdm(
         range(first, config.steps), initial=first, total=config.steps, disable=hidden, desc="training", unit="step"
     )
@@ -168,7 +206,7 @@ def train(
             )
         optimizer.step()
         _balance(model, steps, config.router_bias_rate)
-        average_weights(average, model, config.ema_decay, step)
+        average_weights(state.average, model, config.ema_decay, step)
 
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             accuracy = (logits.argmax(-1) == batch.answers).float().mean().item()
@@ -184,11 +222,9 @@ def train(
             bar.set_postfix(loss=f"{record['loss']:.3f}", rho=f"{record['decay_radius']:.3f}")
             if on_record is not None:
                 on_record(record)
-        if folder is not None and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             state.save(step + 1, history)
-
-    model.load_state_dict(average, strict=False)
-    model.eval()
+    state.finish_history()
     return history
 
 
@@ -220,12 +256,13 @@ class RunState:
         return {**weights, **moments, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
 
     def save(self, step: int, history: list[dict]) -> None:
-        """Replace the file; ``NonFiniteError`` before that if a tensor is not finite."""
+        """Replace the file; ``NonFiniteError`` before that if a tensor is not finite. Without a folder, nothing."""
+        if self.folder is None:
+            return
         if not all(torch.isfinite(tensor).all() for tensor in self.tensors().values()):
             raise NonFiniteError(f"the weights are not finite after step {step}; {self.describe()}")
         metadata = {"run": self.identity, "step": str(step), "history": json.dumps(history)}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        write_files({self.folder / STATE_FILE: save(tensors, metadata)})
+        write_files({self.folder / STATE_FILE: pack(self.tensors(), metadata)})
         self.saved_at = step
 
     def load(self) -> tuple[int, list[dict]]:
@@ -233,17 +270,16 @@ class RunState:
         if self.folder is None or not (self.folder / STATE_FILE).exists():
             return 0, []
         path = self.folder / STATE_FILE
-        saved, metadata = read_tensors(path)
+        shapes, metadata = read_header(path)
         if metadata.get("run") != self.identity:
             raise CheckpointError(
                 f"{path} is the state of another run, or of another version of the code; "
                 "choose another folder, or remove the file to start anew"
             )
         step, history = self._read_progress(metadata, path)
-        if flaw := find_flaw(saved):
-            raise CheckpointError(f"{path}: {flaw}")
         self._create_moments()
-        check_tensors(saved, self.tensors(), where=str(path))
+        check_shapes(shapes, self.tensors(), where=str(path))
+        saved = read_tensors(path)
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 tensor.copy_(saved[name])
@@ -274,13 +310,27 @@ class RunState:
         self.optimizer.zero_grad(set_to_none=True)
 
     def write_history(self, history: list[dict]) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in history)
-        write_files({self.folder / METRICS_FILE: lines.encode()})
+        """Begin the lines anew with these records."""
+        if self.folder is not None:
+            lines = "".join(json.dumps(record) + "\n" for record in history)
+            write_files({self._part: lines.encode()})
 
     def append_history(self, record: dict) -> None:
         if self.folder is not None:
-            with open(self.folder / METRICS_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with open(self._part, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise type(error)(error.errno, error.strerror, str(self._part)) from error
+
+    def finish_history(self) -> None:
+        """Put the lines in the place of an earlier run's."""
+        if self.folder is not None:
+            os.replace(self._part, self.folder / METRICS_FILE)
+
+    @property
+    def _part(self) -> Path:
+        return self.folder / f"{METRICS_FILE}.part"
 
     def describe(self) -> str:
         if self.saved_at is None:
@@ -290,14 +340,7 @@ class RunState:
 
 def _check_fit(model: ModelConfig, task: Task, config: TrainConfig) -> None:
     """``ValueError`` for a model, task and training that cannot work together."""
-    if model.vocab_size < task.vocab_size:
-        raise ValueError(f"vocab_size={model.vocab_size} is too small: the task has {task.vocab_size} tokens")
-    if model.pad_token_id != task.pad_id:
-        raise ValueError(f"pad_token_id={model.pad_token_id} does not fit: the task pads with {task.pad_id}")
-    if model.max_seq_len < config.max_digits + 2:
-        raise ValueError(
-            f"max_digits={config.max_digits} is too long: with START and EQ it exceeds max_seq_len={model.max_seq_len}"
-        )
+    task.check_fit(model, config.max_digits)
     if config.ponder_cost and model.halting == "none":
         raise ValueError(
             f'ponder_cost={config.ponder_cost} needs a model that halts; use halting="act" or ponder_cost=0'
@@ -320,7 +363,9 @@ def _loads(steps: list) -> dict:
     """Share of tokens per loop, core layer and expert, for the log; empty without experts."""
     if not steps[0].routing:
         return {}
-    return {"expert_load": [[(stats.load / stats.load.sum()).tolist() for stats in step.routing] for step in steps]}
+    return {
+        "expert_load": [[(stats.load.float() / stats.load.sum()).tolist() for stats in step.routing] for step in steps]
+    }
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import mythos_lite
 
 PACKAGE = Path(mythos_lite.__file__).parent
 ORDER = [
-    "config", "data", "layers", "cache", "attention", "moe", "block", "injection", "halting", "checkpoint",
+    "config", "modes", "data", "layers", "cache", "attention", "moe", "block", "injection", "halting", "checkpoint",
     "provenance", "model", "losses", "spectral", "training", "evaluation", "plots", "report", "experiment",
     "baselines", "study.plan", "study.runner", "study.summary", "study.tables", "study.figures",
     "lessons.session", "lessons.display", "lessons.exercise",

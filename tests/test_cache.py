@@ -1,5 +1,6 @@
 """A sequence fed in pieces gives what it gives in one piece, and what does not count leaves no trace."""
 
+import copy
 import functools
 import itertools
 
@@ -403,3 +404,24 @@ def test_skipped_loops_get_the_keys_of_the_last_loop_that_was_run(window):
             key, value = cache.put(CacheKey("core", layer, loop), fresh, 2 * fresh)
             assert torch.equal(key, torch.cat([last[..., 5 - kept :, :], fresh], dim=-2))
             assert torch.equal(value, 2 * key)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_model_that_was_cast_in_between_is_refused(attention):
+    model, ids = copy.deepcopy(make_model(attention, None)), tokens()
+    cache = Cache()
+    model(ids[:, :4], cache=cache)
+    with pytest.raises(ValueError, match=r"filled in torch.float32 on cpu and cannot be used in torch.bfloat16"):
+        copy.deepcopy(model).bfloat16()(ids[:, 4:], cache=cache)
+    assert_close(model(ids[:, 4:], cache=cache).logits, model(ids).logits[:, 4:])
+
+
+def test_padding_is_refused_where_later_tokens_would_attend_to_it():
+    model, ids = make_model(), tokens()
+    cache = Cache()
+    for padded in (torch.cat([ids, torch.full((2, 1), 9)], dim=1), torch.full((2, 1), 9)):
+        with pytest.raises(ValueError, match=r"padding \(token 9\); a cache keeps every token"):
+            model(padded, cache=cache)
+    assert cache.length == 0
+    model(ids, cache=cache)
+    assert cache.length == LENGTH

@@ -2,12 +2,17 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
+import math
 import os
 import pickle
 import re
+import resource
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,7 +21,7 @@ from safetensors.torch import save_file
 import mythos_lite
 from mythos_lite import CheckpointError, ModelConfig, RecurrentDepthTransformer
 from mythos_lite import checkpoint as files
-from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, make_folder, read_checkpoint, write_files
+from mythos_lite.checkpoint import CONFIG_FILE, WEIGHTS_FILE, make_folder, only_writer, open_checkpoint, write_files
 from mythos_lite.config import mod7_model, mod7_moe_model, published_model
 from mythos_lite.data import make_generator
 from mythos_lite.training import build_model
@@ -80,7 +85,7 @@ def test_loaded_model_computes_the_same_logits(config, dtype, tmp_path):
 def test_notes_are_kept_and_the_folder_is_returned(tmp_path):
     folder = scrambled().save_pretrained(str(tmp_path / "a" / "b"), recipe="hold", seed=3, list=[1, 2.5, None])
     assert folder == tmp_path / "a" / "b"
-    assert read_checkpoint(folder)[2] == {"recipe": "hold", "seed": 3, "list": [1, 2.5, None]}
+    assert open_checkpoint(folder).notes == {"recipe": "hold", "seed": 3, "list": [1, 2.5, None]}
     assert sorted(contents(folder)) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
@@ -88,7 +93,7 @@ def test_saving_again_replaces_the_old_checkpoint(saved):
     other = scrambled(CONFIGS["additive, act, adapter"], seed=1)
     other.save_pretrained(saved)
     assert load(saved).config == other.config
-    assert read_checkpoint(saved)[2] == {}
+    assert open_checkpoint(saved).notes == {}
     assert sorted(contents(saved)) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
@@ -102,10 +107,20 @@ def test_saving_does_not_change_the_model_and_the_file_does_not_follow_it(tmp_pa
     assert all(torch.equal(loaded[name], tensor) for name, tensor in before.items())
 
 
-def test_files_are_as_readable_as_any_other(saved):
+def test_files_are_as_readable_as_any_other(saved, monkeypatch):
     plain = saved / "plain"
     plain.touch()
     assert {path.stat().st_mode for path in saved.iterdir()} == {plain.stat().st_mode}
+    monkeypatch.setattr(os, "umask", None)  # it is the whole process's, other threads' files included
+    scrambled(seed=1).save_pretrained(saved)
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    model = scrambled()
+    saved = {
+        tuple(contents(model.save_pretrained(tmp_path / str(i), recipe="none", seed=i // 9)).items()) for i in range(9)
+    }
+    assert len(saved) == 1
 
 
 def test_shipped_checkpoints_load_by_name_and_unknown_names_list_them(saved, monkeypatch):
@@ -119,7 +134,9 @@ def test_shipped_checkpoints_load_by_name_and_unknown_names_list_them(saved, mon
 
 @pytest.mark.parametrize("name", files.shipped_names())
 def test_every_shipped_checkpoint_loads(name):
-    assert not load(name).training
+    model = load(name)
+    assert not model.training
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
 # ---------------------------------------------------------------- what cannot be loaded
@@ -309,7 +326,7 @@ def test_crash_between_the_two_files_is_found_at_loading(saved, monkeypatch):
         assert load(saved).config == TINY
 
 
-@pytest.mark.parametrize("function", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("function", ["replace", "fsync"])
 def test_failed_write_leaves_the_old_content_and_no_temporary_file(function, tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_files({path: b"old"})
@@ -364,9 +381,19 @@ def test_weights_that_are_not_finite_are_not_saved(saved):
 
 def test_notes_that_are_not_json_are_refused_before_anything_is_written(saved):
     before = contents(saved)
-    with pytest.raises(TypeError):
-        scrambled(seed=1).save_pretrained(saved, notes={1, 2})
+    for note in ({1, 2}, math.nan, [1.0, math.inf], {(1, 2): 3}, object()):
+        with pytest.raises(ValueError, match=r"notes must be values that JSON can hold .*nothing was written"):
+            scrambled(seed=1).save_pretrained(saved, note=note)
     assert contents(saved) == before
+
+
+def test_notes_may_be_whatever_json_can_say(tmp_path):
+    numbers = {"loss": np.float32(0.5), "seed": np.int64(3), "curve": np.arange(3), "rate": torch.tensor(0.25)}
+    folder = scrambled().save_pretrained(tmp_path, accuracy_by_length={8: 0.99, 16: 0.98}, **numbers)
+    load(folder)
+    assert open_checkpoint(folder).notes == {
+        "accuracy_by_length": {"8": 0.99, "16": 0.98}, "loss": 0.5, "seed": 3, "curve": [0, 1, 2], "rate": 0.25
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
@@ -388,12 +415,151 @@ def test_weights_of_another_run_of_the_same_model_are_found_out(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     path = tmp_path / "file"
-    (tmp_path / ".file.left0ver").write_bytes(b"half")
+    left_over = files._beside(path)
+    left_over.write_bytes(b"half")
+    others = {".file.swp": b"an editor's", ".file.backup": b"somebody's", ".file.1.tmp": b"", ".other.tmp": b""}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
     write_files({path: b"new"})
-    assert contents(tmp_path) == {"file": b"new"}
+    assert contents(tmp_path) == {"file": b"new", **others}
 
 
 def test_loading_leaves_the_global_generator_alone(saved):
     before = torch.get_rng_state()
     load(saved)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---------------------------------------------------------------- small files that ask for much
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"d_model": 4096, "n_core_layers": 4, "d_ff": 8192}, "missing|has shape"),
+        ({"d_model": 20_000, "d_ff": 80_000}, "has shape"),
+        ({"d_model": 2 * 10**12}, "cannot be built"),
+        ({"vocab_size": 10**30}, "cannot be built"),
+        ({"n_core_layers": 10**9}, "more layers in its configuration than weights"),
+    ],
+)
+def test_a_configuration_takes_no_memory_before_its_weights_are_there(sizes, named, saved):
+    content = json.loads((saved / CONFIG_FILE).read_text())
+    content["model"].update(sizes)
+    (saved / CONFIG_FILE).write_text(json.dumps(content))
+    tensors, metadata = tensors_of(saved / WEIGHTS_FILE)
+    save_file(tensors, saved / WEIGHTS_FILE, {**metadata, "config": files._fingerprint(content)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=named):
+        load(saved)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+def test_a_flipped_bit_is_found_out(saved):
+    content = bytearray((saved / WEIGHTS_FILE).read_bytes())
+    content[-1000] ^= 1
+    (saved / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS_FILE} is damaged"):
+        load(saved)
+
+
+def test_files_from_before_there_was_a_checksum_load(saved):
+    tensors, metadata = tensors_of(saved / WEIGHTS_FILE)
+    del metadata["sha256"]
+    save_file(tensors, saved / WEIGHTS_FILE, metadata)
+    assert load(saved).config == TINY
+
+
+# ---------------------------------------------------------------- several writers, and the power going out
+
+
+@contextlib.contextmanager
+def another_writer(folder):
+    """Another thread that holds the folder."""
+    holds, done = threading.Event(), threading.Event()
+
+    def hold():
+        with only_writer(folder):
+            holds.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holds.wait()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_two_cannot_write_into_one_folder(saved):
+    before = contents(saved)
+    with another_writer(saved), pytest.raises(OSError, match=f"another run is writing here.*{saved.name}"):
+        scrambled(seed=1).save_pretrained(saved)
+    assert contents(saved) == before
+    with only_writer(saved), only_writer(saved):  # whoever holds it may go on
+        scrambled(seed=1).save_pretrained(saved)
+    assert contents(saved) != before
+
+
+def test_writers_that_take_turns_leave_a_checkpoint_of_one_of_them(tmp_path):
+    models = [scrambled(seed=seed) for seed in range(4)]
+    threads = [threading.Thread(target=model.save_pretrained, args=(tmp_path,)) for model in models for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loaded = load(tmp_path).state_dict()
+    assert any(all(torch.equal(loaded[k], v) for k, v in model.state_dict().items()) for model in models)
+    assert sorted(contents(tmp_path)) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_the_end_of_the_process_between_the_two_files_loses_nothing(saved):
+    """A child that ends as with the power: nothing runs any more after the first file has been moved."""
+    other = scrambled(CONFIGS["additive, act, adapter"], seed=1)
+    if not (child := os.fork()):
+        real = os.replace
+
+        def last_act(*arguments):
+            real(*arguments)
+            os._exit(0)
+
+        os.replace = last_act
+        other.save_pretrained(saved, seed=9)
+    os.waitpid(child, 0)
+    assert len(contents(saved)) > 2
+    loaded = load(saved)
+    assert loaded.config == other.config
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in other.state_dict().items())
+    assert open_checkpoint(saved).notes == {"seed": 9}
+    scrambled().save_pretrained(saved)
+    assert sorted(contents(saved)) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert load(saved).config == TINY
+
+
+def test_a_full_disk_is_named_with_the_file(saved, monkeypatch):
+    before = contents(saved)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left.*{WEIGHTS_FILE}"):
+        scrambled(seed=1).save_pretrained(saved)
+    assert contents(saved) == before
+
+
+def test_drives_without_second_names_and_locks_will_do(saved, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "link", unsupported)
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    fail_at(monkeypatch, "replace", 2)
+    before = contents(saved)
+    with pytest.raises(Failure):
+        scrambled(seed=1).save_pretrained(saved)
+    assert contents(saved) == before
+    scrambled(seed=1).save_pretrained(saved)
+    assert contents(saved) != before

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mythos_lite import ModelConfig, RecurrentDepthTransformer, TrainConfig, recipe
-from mythos_lite.config import RECIPES, check_choice, check_int, check_number, published_model
+from mythos_lite.config import RECIPES, check_choice, check_int, check_ints, check_number, published_model
 
 MLA_FIELDS = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 MLA = {"attention": "mla", "n_kv_heads": None, **dict.fromkeys(MLA_FIELDS, 4)}
@@ -158,6 +159,42 @@ def test_train_fields_that_do_not_go_together_are_rejected(changes, field, menti
     message = rejection(TrainConfig, **changes)
     assert_names(message, field, {**TrainConfig().to_dict(), **changes}[field])
     assert mentions in message
+
+
+NUMPY = {"steps": np.int64(7), "batch_size": np.uint8(9), "lr": np.float32(0.5), "clip_norm": np.float64(2)}
+
+
+def test_numbers_of_numpy_and_torch_are_taken_as_pythons_own():
+    train = TrainConfig(**NUMPY, seed=np.int64(1), max_loops=torch.tensor(4))
+    assert (train.steps, train.batch_size, train.lr, train.clip_norm, train.seed) == (7, 9, 0.5, 2.0, 1)
+    assert {type(value) for value in train.to_dict().values() if value is not None} == {int, float, str}
+    assert TrainConfig.from_dict(json.loads(json.dumps(train.to_dict()))) == train
+    model = ModelConfig(d_model=np.int32(32), loop_index_embedding=np.bool_(True), window=torch.tensor(3))
+    assert model == ModelConfig(d_model=32, loop_index_embedding=True, window=3)
+    assert hash(model) == hash(ModelConfig(d_model=32, loop_index_embedding=True, window=3))
+    assert model.loops_needed(np.int64(9)) == model.loops_needed(9)
+    for value in (np.bool_(True), np.float64(2.0), np.int64(0), np.array([1])):
+        assert rejection(TrainConfig, steps=value).startswith("steps=")
+    assert rejection(TrainConfig, lr=np.float32("nan")).startswith("lr=")
+
+
+def test_numbers_that_overflow_before_anything_is_learned_are_rejected():
+    for make, field, value in (
+        (ModelConfig, "initializer_range", 1e300), (ModelConfig, "rope_theta", 1e308),
+        (TrainConfig, "router_bias_rate", 1e308), (TrainConfig, "lr", 1e300), (TrainConfig, "weight_decay", 1e300),
+    ):  # fmt: skip
+        assert_names(rejection(make, **{field: value}), field, value)
+
+
+@pytest.mark.parametrize("values", [[1, 2], (1, 2), range(1, 3), np.array([1, 2]), torch.tensor([1, 2]), {1: 0, 2: 0}])
+def test_whole_numbers_in_a_row_may_come_in_any_row(values):
+    assert check_ints("n", values, 1) == check_ints("n", iter(values), 1) == [1, 2]
+
+
+@pytest.mark.parametrize("values", [[], iter(()), np.array([]), "12", b"12", 3, None, [0], [1.0], ["1"], [True]])
+def test_what_is_no_row_of_whole_numbers_is_rejected(values):
+    with pytest.raises(ValueError, match=r"^n=.* is not possible: n must"):
+        check_ints("n", values, 1)
 
 
 def test_checks_name_the_argument_they_are_given():

@@ -2,11 +2,13 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mythos_lite.config import ModelConfig
 from mythos_lite.data import SPLITS, Batch, ChainTask, PermutationTask, make_generator
 
 TASK = ChainTask()
@@ -366,3 +368,56 @@ def test_transpositions_alone_reach_all_of_s5_within_five():
 def test_impossible_groups_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         PermutationTask(**fields)
+
+
+# ---------------------------------------------------------------- what chains may be made of, and where
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.bool])
+@pytest.mark.parametrize("task", [TASK, ChainTask(modulus=2, n_symbols=2), PermutationTask()], ids=str)
+def test_chains_of_any_whole_numbers_are_those_of_int64(task, dtype):
+    """A sum of 60 sixes is beyond int8, and uint8 and bool index a table as masks."""
+    chains = torch.full((3, 60), 1 if dtype == torch.bool else task.n_symbols - 1)
+    narrow = chains.to(dtype)
+    for got, wanted in zip(task.encode(narrow), task.encode(chains), strict=True):
+        assert got.dtype == torch.int64
+        assert torch.equal(got, wanted)
+    assert torch.equal(task.is_held_out(narrow), task.is_held_out(chains))
+    assert torch.equal(task.answer(narrow), task.answer(chains))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_chains_of_other_numbers_are_refused(dtype):
+    with pytest.raises(ValueError, match="whole numbers"):
+        TASK.encode(torch.ones(1, 3, dtype=dtype))
+
+
+def test_numbers_of_numpy_make_the_same_task_and_the_same_chains():
+    task = ChainTask(modulus=np.int64(7), n_symbols=np.int32(7))
+    assert repr(task) == repr(TASK)
+    assert PermutationTask(degree=np.int64(3)) == PermutationTask()
+    draws = [one.batch(np.int64(5), 1, np.int64(4), make_generator(np.int64(3), np.int32(1))) for one in (task, TASK)]
+    assert torch.equal(draws[0].token_ids, draws[1].token_ids)
+    assert torch.equal(task.enumerate(np.int64(2), "train"), TASK.enumerate(2, "train"))
+
+
+def test_chains_are_made_on_the_cpu_whatever_the_default_device_is():
+    expected = TASK.batch(6, 1, 4, make_generator(3))
+    permutations = PermutationTask(degree=4, n_symbols=7)
+    listed, answers = TASK.enumerate(2, "train"), permutations.answer(TASK.enumerate(2, "train"))
+    with torch.device("meta"):
+        batch = TASK.batch(6, 1, 4, make_generator(3))
+        assert torch.equal(batch.token_ids, expected.token_ids)
+        assert torch.equal(TASK.enumerate(2, "train"), listed)
+        assert torch.equal(permutations.answer(listed), answers)
+
+
+def test_a_model_of_another_task_does_not_fit():
+    TASK.check_fit(ModelConfig(), 1022)
+    for task, config, n, named in (
+        (ChainTask(modulus=5, n_symbols=5), ModelConfig(), 5, "pad_token_id=9 does not fit: the task pads with 7"),
+        (ChainTask(n_symbols=8), ModelConfig(), 5, "vocab_size=10 is too small"),
+        (TASK, ModelConfig(), 1023, "n_digits=1023 is too long"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            task.check_fit(config, n)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from mythos_lite import ModelConfig, RecurrentDepthTransformer, plots
+from mythos_lite import ModelConfig, RecurrentDepthTransformer, evaluation, plots
 from mythos_lite.data import ChainTask, make_generator
 from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, pool, sweep, wilson_interval
 from mythos_lite.training import NonFiniteError, build_model
@@ -353,6 +354,41 @@ def test_sweep_refuses_what_it_cannot_do_before_it_starts(monkeypatch):
         sweep(model, ChainTask(), [2, 9], [1])
     with pytest.raises(ValueError, match="n_loops='a'"):
         sweep(model, ChainTask(), [2], [1, "a"])
+
+
+def test_sweep_refuses_a_task_that_is_not_the_models():
+    """START and EQ are other tokens there: every answer would count as wrong."""
+    model, other = build_model(EXPERTS, 0), ChainTask(modulus=5, n_symbols=5)
+    for measure in (lambda: sweep(model, other, [2], [1]), lambda: expert_shares(model, other, [2], 1)):
+        with pytest.raises(ValueError, match="pads with 7"):
+            measure()
+
+
+def test_lengths_and_loops_may_come_in_any_row():
+    model = build_model(TINY, 0)
+    expected = sweep(model, TASK, [2, 3], [1, 4], n_chains=20)
+    for as_row in (np.array, torch.tensor, iter, tuple, lambda row: (value for value in row)):
+        assert sweep(model, TASK, as_row([2, 3]), as_row([1, 4]), n_chains=np.int64(20)) == expected
+    assert pool(expected, np.array([2, 3])) == pool(expected, (2, 3))
+    for lengths, loops in (([], [1]), ([2], []), ("23", [1]), ([2], "14"), (2, [1]), ([2], 1), ([2.0], [1])):
+        with pytest.raises(ValueError, match=r"^n_(digits|loops)="):
+            sweep(model, TASK, lengths, loops)
+
+
+def test_sweep_runs_on_devices_that_have_no_number_of_their_own(monkeypatch):
+    monkeypatch.setattr(evaluation, "_TOKENS_AT_ONCE", {})
+    model = build_model(TINY, 0)
+    assert [row["n_chains"] for row in sweep(model, TASK, [2], [1], n_chains=5)] == [5]
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.device("meta")])
+def test_sweep_says_the_same_in_every_mode(mode):
+    model = build_model(EXPERTS, 0)
+    expected = sweep(model, TASK, [3, 12], [1, 4], n_chains=20), expert_shares(model, TASK, [3], 2, n_chains=20)
+    with mode():
+        assert (sweep(model, TASK, [3, 12], [1, 4], n_chains=20), expert_shares(model, TASK, [3], 2, n_chains=20)) == (
+            expected
+        )
 
 
 def test_sweep_of_damaged_weights_is_an_error():

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -789,3 +790,110 @@ def test_damaged_weights_are_an_error_when_generating():
 def test_exit_policy_of_another_kind_is_refused():
     with pytest.raises(ValueError, match=r"exit_policy must be a ConvergenceExit or None, not 0\.1"):
         RecurrentDepthTransformer(ModelConfig())(torch.tensor([[7, 1, 8]]), exit_policy=0.1)
+
+
+# ---------------------------------------------------------------- padding, and numbers of other libraries
+
+
+def test_padding_has_no_say_in_when_to_stop():
+    model = RecurrentDepthTransformer.from_pretrained("mod7")
+    ids = torch.tensor([[7, 1, 2, 3, 8], [7, 4, 5, 6, 8]])
+    alone = model(ids, n_loops=64, exit_policy=ConvergenceExit())
+    padded = model(F.pad(ids, (0, 5), value=9), n_loops=64, exit_policy=ConvergenceExit())
+    assert alone.n_loops == padded.n_loops < 12
+    assert_close(padded.logits[:, :5], alone.logits)
+
+
+def test_a_model_may_generate_its_padding_token_and_go_on():
+    """What is refused in a prompt is an answer like any other when the model gives it."""
+    model = RecurrentDepthTransformer(make_config()).eval().requires_grad_(False)
+    model.embedding.weight.zero_()
+    model.embedding.weight[PAD] = 1.0
+    model.embedding.weight[0] = 1.0 / 2
+    assert (model.generate(torch.zeros(1, 2, dtype=torch.int64), max_new_tokens=3)[0, 2:] == PAD).all()
+
+
+def test_a_change_that_is_not_a_number_never_counts_as_settled():
+    policy = ConvergenceExit(patience=2)
+    for changes in ([0.0, math.nan], [math.nan, 0.0], [math.nan, math.nan]):
+        assert not policy.settled(changes)
+    assert policy.settled([math.nan, 0.0, 0.0])
+
+
+def test_numbers_of_numpy_and_torch_are_taken():
+    model, ids = make_model(), tokens()
+    for two in (np.int64(2), np.uint8(2), torch.tensor(2)):
+        assert torch.equal(model(ids, n_loops=two).logits, model(ids, n_loops=2).logits)
+    wanted = model.generate(ids, max_new_tokens=2, temperature=0.5, top_k=3, generator=seeded())
+    got = model.generate(
+        ids, max_new_tokens=np.int64(2), temperature=np.float32(0.5), top_k=np.int32(3), generator=seeded()
+    )
+    assert torch.equal(got, wanted)
+    assert ConvergenceExit(tolerance=np.float32(0.5), patience=np.int64(2)) == ConvergenceExit(
+        tolerance=0.5, patience=2
+    )
+
+
+# ---------------------------------------------------------------- where no value can be read
+
+
+WITHOUT_VALUES = ["gqa dense lti", "full attention", "mla experts", "everything"]
+
+
+@pytest.mark.parametrize("variant", WITHOUT_VALUES)
+def test_the_model_can_be_exported_for_any_batch_and_length(variant):
+    model, ids = make_model(variant), tokens()
+    sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=24)}
+    exported = torch.export.export(LogitsOf(model), (ids,), dynamic_shapes={"token_ids": sizes}).module()
+    for other in (ids, tokens(5, 11, seed=1)):
+        assert_close(exported(other), model(other, n_loops=3).logits)
+
+
+class LogitsOf(torch.nn.Module):
+    def __init__(self, model: RecurrentDepthTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.model(token_ids, n_loops=3).logits
+
+
+@pytest.mark.parametrize("variant", WITHOUT_VALUES)
+def test_the_model_compiles_in_one_piece(variant):
+    model, ids = make_model(variant), tokens()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_close(compiled(ids, n_loops=2).logits, model(ids, n_loops=2).logits)
+
+
+@pytest.mark.parametrize("variant", WITHOUT_VALUES)
+def test_the_model_maps_over_sequences(variant):
+    model, ids = make_model(variant), tokens(3)
+    by_sequence = torch.func.vmap(lambda one: model(one.unsqueeze(0), n_loops=2).logits[0])(ids)
+    assert_close(by_sequence, model(ids, n_loops=2).logits)
+
+
+@pytest.mark.parametrize("variant", WITHOUT_VALUES)
+def test_the_model_runs_without_memory(variant):
+    with torch.device("meta"):
+        model = RecurrentDepthTransformer(make_config(variant))
+        assert model(torch.zeros(2, 5, dtype=torch.int64)).logits.shape == (2, 5, VOCAB)
+
+
+@pytest.mark.parametrize("window", [2, 100])
+def test_a_window_saves_work_and_memory(window):
+    """Twice the tokens take twice the memory, where a mask of all pairs took four times as much."""
+    model = RecurrentDepthTransformer(make_config(window=window, max_seq_len=4096)).eval()
+    largest = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                largest[-1] = max(largest[-1], out.numel())
+            return out
+
+    for length in (2048, 4096):
+        largest.append(0)
+        with torch.no_grad(), Watch():
+            model(torch.zeros(1, length, dtype=torch.int64), n_loops=1)
+    assert largest[1] <= 2.1 * largest[0]

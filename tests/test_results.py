@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mythos_lite import ChainTask, ConvergenceExit, RecurrentDepthTransformer
-from mythos_lite.checkpoint import SHIPPED, WEIGHTS_FILE, read_checkpoint, shipped_names
+from mythos_lite.checkpoint import SHIPPED, WEIGHTS_FILE, open_checkpoint, shipped_names
 from mythos_lite.config import mod7_moe_model, recipe
 from mythos_lite.data import make_generator
 from mythos_lite.evaluation import evaluation_chains, expert_shares, pool, sweep
@@ -116,11 +116,11 @@ def test_shipped_checkpoint_is_small_and_loads(name):
 
 @every_checkpoint
 def test_shipped_checkpoint_is_the_run_that_its_notes_name(name):
-    config, _, notes = read_checkpoint(name)
+    found = open_checkpoint(name)
     record = shipped_record(name)
-    assert config.to_dict() == record["model"]
-    assert notes == {key: record[key] for key in notes}
-    assert notes.keys() >= {"study", "rung", "seed", "train"}
+    assert found.config.to_dict() == record["model"]
+    assert found.notes == {key: record[key] for key in found.notes}
+    assert found.notes.keys() >= {"study", "rung", "seed", "train"}
 
 
 @every_checkpoint

@@ -1,5 +1,7 @@
 """Training: what it depends on, that it can be stopped at any moment, and what it refuses."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -8,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -18,9 +22,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mythos_lite import training
-from mythos_lite.checkpoint import CheckpointError
+from mythos_lite.checkpoint import CheckpointError, only_writer
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.data import ChainTask
+from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.training import (
     METRICS_FILE,
     STATE_FILE,
@@ -115,6 +120,25 @@ def test_initial_weights_depend_on_the_seed_alone():
     assert differing(weights(one), weights(build_model(TINY, seed=6)))
 
 
+def test_models_that_are_built_at_once_are_those_of_their_seeds():
+    """Torch's own generator is one for all threads."""
+    wanted = [weights(build_model(EXPERTS, seed)) for seed in range(4)]
+    stop = threading.Event()
+
+    def disturb():
+        while not stop.is_set():
+            torch.rand(100)
+
+    noise = threading.Thread(target=disturb)
+    noise.start()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        seeds = [seed for _ in range(10) for seed in range(4)]
+        built = list(pool.map(lambda seed: weights(build_model(EXPERTS, seed)), seeds))
+    stop.set()
+    noise.join()
+    assert not [seed for seed, found in zip(seeds, built, strict=True) if differing(found, wanted[seed])]
+
+
 @either_run
 def test_global_generator_is_left_alone(model_config, config, tmp_path):
     before = torch.get_rng_state()
@@ -204,7 +228,7 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(model_config, config, tmp
     arguments = [json.dumps(c.to_dict()) for c in (model_config, config)]
     victim = subprocess.Popen([sys.executable, "-c", UNDISTURBED, *arguments, str(tmp_path)])
     deadline = time.monotonic() + 60
-    while not (tmp_path / STATE_FILE).exists() or (tmp_path / METRICS_FILE).read_text().count("\n") < 3:
+    while not (tmp_path / STATE_FILE).exists() or (tmp_path / f"{METRICS_FILE}.part").read_text().count("\n") < 3:
         assert victim.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -629,7 +653,7 @@ def test_progress_is_shown_unless_ci_is_set_or_the_caller_decides(ci, progress, 
         (TINY, ChainTask(n_symbols=8), SHORT, r"vocab_size=10.*11 tokens"),
         (dataclasses.replace(TINY, pad_token_id=None), TASK, SHORT, r"pad_token_id=None.*9"),
         (dataclasses.replace(TINY, pad_token_id=0), TASK, SHORT, r"pad_token_id=0.*9"),
-        (dataclasses.replace(TINY, max_seq_len=6), TASK, SHORT, r"max_digits=5.*max_seq_len=6"),
+        (dataclasses.replace(TINY, max_seq_len=6), TASK, SHORT, r"n_digits=5.*max_seq_len=6"),
         (TINY, TASK, dataclasses.replace(SHORT, ponder_cost=0.1), r"ponder_cost=0\.1.*halting"),
         (TINY, TASK, dataclasses.replace(AVERAGED, max_digits=6), r"max_loops=3.*6 digits need 4 loops"),
         (dataclasses.replace(TINY, window=1), TASK, AVERAGED, r"window=1"),
@@ -654,3 +678,142 @@ def test_model_that_halts_trains_with_a_ponder_cost(loss):
 def test_a_model_in_bfloat16_is_refused():
     with pytest.raises(ValueError, match=r"torch\.bfloat16; train in float32"):
         train(build_model(TINY, seed=0).bfloat16(), TASK, SHORT)
+
+
+# ---------------------------------------------------------------- modes that the caller set
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+MODES = {
+    "inference": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "anomaly": lambda: torch.autograd.detect_anomaly(check_nan=True),
+    "another default device": lambda: torch.device("meta"),
+    "another default type": lambda: default_dtype(torch.float64),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@either_run
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_a_run_is_the_same_in_every_mode(mode, model_config, config):
+    wanted, history = run(config, model_config)
+    model = build_model(model_config, config.seed)
+    with mode():
+        again = train(model, TASK, config, progress=False)
+    assert differing(weights(model), weights(wanted)) == []
+    assert again == history
+
+
+@pytest.mark.parametrize("mode", [MODES["inference"], MODES["another default device"]])
+def test_a_model_built_in_any_mode_can_be_trained(mode):
+    with mode():
+        model = build_model(TINY, SHORT.seed)
+    train(model, TASK, SHORT, progress=False)
+    assert differing(weights(model), weights(run()[0])) == []
+
+
+def test_a_model_of_inference_tensors_is_refused():
+    with torch.inference_mode():
+        model = RecurrentDepthTransformer(TINY)
+    with pytest.raises(ValueError, match=r"made inside torch\.inference_mode"):
+        train(model, TASK, SHORT, progress=False)
+
+
+# ---------------------------------------------------------------- wrapped and frozen models
+
+
+@either_run
+def test_a_compiled_model_trains_as_the_module_that_it_was_made_of(model_config, config, tmp_path):
+    wanted, history = run(config, model_config, folder=tmp_path / "plain")
+    model = build_model(model_config, config.seed)
+    again = train(torch.compile(model), TASK, config, folder=tmp_path / "compiled", progress=False)
+    assert differing(weights(model), weights(wanted)) == []
+    assert again == history
+    files = [(tmp_path / name / STATE_FILE).read_bytes() for name in ("plain", "compiled")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda model: nn.Sequential(model)])
+def test_the_same_parameters_decay_whatever_they_are_wrapped_in(wrap):
+    model = build_model(TINY, 0)
+    plain, wrapped = (make_optimizer(each, SHORT) for each in (model, wrap(model)))
+    for one, other in zip(plain.param_groups, wrapped.param_groups, strict=True):
+        assert one["weight_decay"] == other["weight_decay"]
+        assert list(map(id, one["params"])) == list(map(id, other["params"]))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.Sequential])
+def test_other_wrappers_are_refused(wrap):
+    with pytest.raises(ValueError, match=f"train takes a RecurrentDepthTransformer, not {wrap.__name__}"):
+        train(wrap(build_model(TINY, 0)), TASK, SHORT, progress=False)
+
+
+def test_everything_may_be_frozen_but_the_coda():
+    model = build_model(TINY, 0).requires_grad_(False)
+    model.coda.requires_grad_()
+    before = weights(model)
+    history = train(model, TASK, SHORT, progress=False)
+    assert {name.partition(".")[0] for name in differing(before, weights(model))} == {"coda"}
+    assert history[-1]["gradient_norms"] == [0.0] * SHORT.max_loops
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_refused():
+    with pytest.raises(ValueError, match="nothing to train"):
+        train(build_model(TINY, 0).requires_grad_(False), TASK, SHORT, progress=False)
+
+
+# ---------------------------------------------------------------- one run to a folder
+
+
+def test_two_runs_cannot_write_into_one_folder(tmp_path):
+    said = []
+
+    def meanwhile(record):
+        if not said:
+            with pytest.raises(OSError, match="another run is writing here") as caught:
+                concurrent.futures.ThreadPoolExecutor(1).submit(run, folder=tmp_path).result()
+            said.append(str(caught.value))
+
+    _, history = run(folder=tmp_path, on_record=meanwhile)
+    assert said
+    assert lines(tmp_path) == history
+    with only_writer(tmp_path):  # whoever holds the folder may train in it
+        run(folder=tmp_path)
+
+
+def test_an_earlier_runs_records_stay_until_the_next_run_has_ended(tmp_path):
+    run(folder=tmp_path)
+    before = (tmp_path / METRICS_FILE).read_bytes()
+    (tmp_path / STATE_FILE).unlink()
+    with pytest.raises(Interruption):
+        run(dataclasses.replace(SHORT, seed=3), folder=tmp_path, on_record=interrupt_at(3))
+    assert (tmp_path / METRICS_FILE).read_bytes() == before
+    _, history = run(dataclasses.replace(SHORT, seed=3), folder=tmp_path)
+    assert lines(tmp_path) == history
+    assert sorted(os.listdir(tmp_path)) == [METRICS_FILE, STATE_FILE]
+
+
+def test_a_flipped_bit_in_a_saved_state_is_found_out(written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    content = bytearray((tmp_path / STATE_FILE).read_bytes())
+    content[-100] ^= 1
+    (tmp_path / STATE_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE} is damaged"):
+        run(folder=tmp_path)
+
+
+def test_seeds_of_numpy_give_the_same_run(tmp_path):
+    run(folder=tmp_path)
+    config = dataclasses.replace(SHORT, seed=np.int64(SHORT.seed), lr=np.float64(SHORT.lr))
+    assert run(config, folder=tmp_path)[1] == run()[1]  # its state is taken for the same run's
