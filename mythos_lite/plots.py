@@ -6,17 +6,33 @@ marker and dash, so a grey print loses nothing. Every title says what to see.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 2)))
+
+
+def to_png(figure: Figure, **options: object) -> bytes:
+    """The figure as a PNG file, the same bytes every time; ``options`` go to ``Figure.savefig``.
+
+    Its texts are never set by LaTeX, which who asks for it in general (``text.usetex``) need not have.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"text.usetex": False}):
+        for text in figure.findobj(Text):
+            text.set_usetex(False)
+        figure.savefig(buffer, format="png", metadata={"Software": None}, **options)
+    return buffer.getvalue()
 
 
 def loop_scaling(

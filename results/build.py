@@ -8,7 +8,6 @@ all of it with the records.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
@@ -19,6 +18,7 @@ ROOT = FOLDER.parent
 sys.path.insert(0, str(ROOT))
 
 from mythos_lite.checkpoint import write_files  # noqa: E402
+from mythos_lite.plots import to_png  # noqa: E402
 from mythos_lite.study import figures, summary, tables  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", FOLDER / "README.md")
@@ -40,12 +40,8 @@ def built() -> dict[Path, bytes]:
 
 def drawn() -> dict[Path, bytes]:
     """The figures, from the summary."""
-    found, files = summary.load_summary(), {}
-    for name, figure in figures.FIGURES.items():
-        buffer = io.BytesIO()
-        figure(found).savefig(buffer, format="png", metadata={"Software": None})
-        files[FOLDER / f"{name}.png"] = buffer.getvalue()
-    return files
+    found = summary.load_summary()
+    return {FOLDER / f"{name}.png": to_png(figure(found)) for name, figure in figures.FIGURES.items()}
 
 
 if __name__ == "__main__":

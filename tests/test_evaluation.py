@@ -336,6 +336,19 @@ def test_stability_draws_the_radius_of_each_loop_after_training():
     assert list(line.get_ydata()) == RADII
 
 
+def test_figures_are_the_same_bytes_every_time_and_need_no_latex(monkeypatch):
+    """Whoever asks matplotlib for LaTeX in general need not have it."""
+
+    def png():
+        return plots.to_png(plots.stability(RECORDS, RADII))
+
+    assert png() == png()
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setenv("PATH", "")  # as on a machine without LaTeX
+    assert png().startswith(b"\x89PNG")
+    assert matplotlib.rcParams["text.usetex"]
+
+
 def test_plots_import_neither_torch_nor_pyplot():
     tree = ast.parse(Path(plots.__file__).read_text(encoding="utf-8"))
     imported = set()
