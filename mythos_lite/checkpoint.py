@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,9 +127,11 @@ def write_files(contents: dict[Path, bytes]) -> None:
                 if path.exists():
                     old[path] = _beside(path)
                     _give_second_name(path, old[path])
+            _sync(contents)  # or the power could go out with the first move done and the other file not yet there
             for path in contents:
                 moved.append(path)
                 os.replace(new[path], path)
+            _sync(contents)
         except BaseException:
             for path in moved:
                 if new[path].exists():  # not moved yet
@@ -178,6 +180,17 @@ def _write_through(temporary: Path, content: bytes, path: Path) -> None:
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def _sync(paths: Iterable[Path]) -> None:
+    """Have the names in the folders of these paths on the disk; not every system can."""
+    for folder in {path.parent for path in paths}:
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
 def make_folder(folder: str | os.PathLike) -> Path:
     """Create ``folder`` and its parents; ``OSError`` with a plain reason where it cannot be written."""
     folder = Path(folder)
@@ -198,9 +211,8 @@ def _fingerprint(content: dict) -> str:
 def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(
-            name.encode() + tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        )
+        numbers = tensors[name].detach().cpu().contiguous().flatten()
+        digest.update(name.encode() + numbers.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
