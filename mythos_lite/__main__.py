@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
-import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from mythos_lite import __version__
 from mythos_lite.config import RECIPES, check_int
 from mythos_lite.experiment import run_experiment, run_folder
-from mythos_lite.report import seed_table, summary_table
+from mythos_lite.report import check_result, check_together, seed_table, summary_table
 from mythos_lite.study.plan import STUDIES, Run
-from mythos_lite.study.runner import RESULTS, chosen_runs, disagreements, find_record, run_study
+from mythos_lite.study.runner import (
+    MOST_AT_ONCE,
+    RESULTS,
+    chosen_runs,
+    disagreements,
+    find_record,
+    read_json,
+    run_study,
+)
 from mythos_lite.training import STATE_FILE, NonFiniteError
+
+STDOUT = "standard output"
 
 EXPERIMENT_EXAMPLES = """\
 recipes:
@@ -72,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     run.add_argument(
         "--threads", type=int, default=min(2, os.cpu_count() or 1),
-        help="CPU threads; the matrices are small, more than two do not pay (default: %(default)s)",
+        help=f"CPU threads, 1 to {MOST_AT_ONCE} here; the matrices are small, more than two do not pay "
+        "(default: %(default)s)",
     )  # fmt: skip
 
     study = commands.add_parser(
@@ -85,14 +99,16 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("studies", nargs="+", metavar="STUDY", help=f"of {', '.join(STUDIES)}")
     study.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help="only these rows, by name")
     study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds (default: the study's)")
-    study.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default: %(default)s)")
     study.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR",
+        "--jobs", type=int, default=2,
+        help=f"processes of one thread each, 1 to {MOST_AT_ONCE} here (default: %(default)s)",
+    )  # fmt: skip
+    study.add_argument(
+        "--results", default=str(RESULTS), metavar="DIR",
         help="where records go (default: %(default)s); weights go there too, those of the default to runs/study",
     )  # fmt: skip
     study.add_argument(
         "--compare",
-        type=Path,
         metavar="DIR",
         help="say whether the results agree with those in DIR, and exit with 1 if not; on another processor a rerun "
         "may differ as much as seeds do",
@@ -103,8 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
         "grade",
         help="run a lesson's notebook and count the exercises it solves",
         description="Run a lesson's notebook from the top in a fresh kernel and print which exercises it solves. "
-        "The notebook is not changed.",
+        "The notebook is not changed. Its code runs as you, with all that you may do: grade what you would run "
+        "yourself.",
     )
+    grade.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS",
+        help="a cell that takes longer is interrupted, and the cells after it still run (default: %(default)g)",
+    )  # fmt: skip
     grade.add_argument("notebook", metavar="NOTEBOOK", help="for example notebooks/01_attention_variants.ipynb")
 
     table = commands.add_parser("table", help="print results as a Markdown table")
@@ -113,40 +134,150 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a bar gets a question mark
-            stream.reconfigure(errors="replace")
-    folder = None
-    try:
-        if args.command == "table":
-            results = [_read_result(Path(name)) for name in args.files]
-            print(f"Mean over seeds, worst seed in brackets\n\n{summary_table(results)}")
-            print(f"Each seed\n\n{seed_table(results)}", end="")
-            return 0
-        if args.command == "grade":
-            from mythos_lite.lessons.grading import grade  # here, because it needs Jupyter
+    """Do what the command line asks and return the exit status.
 
-            print(grade(args.notebook).report())
-            return 0
-        if args.command == "study":
-            return _study(args)
-        check_int("threads", args.threads, 1)
-        torch.set_num_threads(args.threads)
-        folder = run_folder(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick)
-        run_experiment(args.recipe, args.seed, out=folder, experts=args.experts, quick=args.quick, device=args.device)
-    except KeyboardInterrupt:
-        if args.command == "study":
-            what_now = "the same command runs what is missing"
-        elif folder is not None and (folder / STATE_FILE).exists():
-            what_now = "the same command goes on from the last saved step"
-        else:
-            what_now = "nothing had been saved yet"
-        print(f"\ninterrupted; {what_now}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    Help, and arguments that cannot be parsed, raise ``SystemExit``.
+    """
+    args = None
+    with _working_streams(), _ending_like_ctrl_c():
+        try:
+            try:
+                args = build_parser().parse_args(arguments)
+                return COMMANDS[args.command](args)
+            finally:
+                sys.stdout.flush()  # here and not when the interpreter ends, where nobody answers its errors
+        except KeyboardInterrupt as interruption:
+            print(f"\ninterrupted{_what_now(args)}", file=sys.stderr)
+            return 143 if isinstance(interruption, _Terminated) else 130
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and error.filename == STDOUT:
+                return 141  # as if by SIGPIPE: whoever read, such as head, has seen enough
+            named = error if error.filename or not error.errno else f"{error}: {_where(args)!r}"
+            print(f"error: {named}", file=sys.stderr)
+            return 2
+        except (ValueError, NonFiniteError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: answered like Ctrl-C, with another exit status."""
+
+
+@contextlib.contextmanager
+def _ending_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which job schedulers send, would end the program without a word and leave its processes behind."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    in_charge = threading.current_thread() is threading.main_thread()
+    if not in_charge or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _working_streams() -> Iterator[None]:
+    """Let ``sys.stdout`` and ``sys.stderr`` take text, whatever the program was started with.
+
+    With a stream closed (``2>&-``, or a program without a terminal), Python has ``None`` in its place, and the next
+    file that is opened gets its number. A terminal that cannot show a bar gets a question mark.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            stream.reconfigure(errors="replace")
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(_Stream(sys.stdout, nowhere, STDOUT)),
+        contextlib.redirect_stderr(_Stream(sys.stderr, nowhere)),
+    ):
+        yield
+
+
+class _Stream:
+    """A stream in which an error of writing carries the ``name`` or, without one, is passed over.
+
+    Messages that nobody can be shown are no reason to end a training. After an error nothing more is written.
+    """
+
+    def __init__(self, stream: TextIO | None, nowhere: TextIO, name: str | None = None) -> None:
+        self._stream = nowhere if stream is None or getattr(stream, "closed", False) else stream
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> object:
+        return getattr(self._stream, attribute)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Callable, *arguments: str) -> None:
+        try:
+            do(*arguments)
+        except OSError as error:
+            self._give_up()
+            if self._name is not None:
+                raise type(error)(error.errno, error.strerror, self._name) from error
+
+    def _give_up(self) -> None:
+        """Send what is still in the stream nowhere: the interpreter writes it when it ends."""
+        with contextlib.suppress(OSError, AttributeError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+def _what_now(args: argparse.Namespace | None) -> str:
+    """What the user should know after an interruption."""
+    command = args and args.command
+    if command == "study":
+        return "; the same command runs what is missing"
+    if command == "experiment":
+        saved = (_folder(args) / STATE_FILE).exists()
+        return f"; {'the same command goes on from the last saved step' if saved else 'nothing had been saved yet'}"
+    return ""
+
+
+def _where(args: argparse.Namespace) -> str:
+    """The folder or file that an error is about which does not say so."""
+    places = {"study": lambda a: a.results, "grade": lambda a: a.notebook, "table": lambda a: ", ".join(a.files)}
+    return str(places.get(args.command, _folder)(args))
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return run_folder(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick)
+
+
+def _experiment(args: argparse.Namespace) -> int:
+    check_int("threads", args.threads, 1, MOST_AT_ONCE)  # torch takes any number and ends the process at some
+    folder = _folder(args)
+    torch.set_num_threads(args.threads)
+    run_experiment(args.recipe, args.seed, out=folder, experts=args.experts, quick=args.quick, device=args.device)
+    return 0
+
+
+def _grade(args: argparse.Namespace) -> int:
+    from mythos_lite.lessons.grading import grade  # here, because it needs Jupyter
+
+    print(grade(args.notebook, timeout=args.timeout).report())
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    results = [read_json(Path(name), "the sweep.json of a finished run", check_result) for name in args.files]
+    check_together(results, args.files)
+    print(f"Mean over seeds, worst seed in brackets\n\n{summary_table(results)}")
+    print(f"Each seed\n\n{seed_table(results)}", end="")
     return 0
 
 
@@ -156,14 +287,18 @@ def _study(args: argparse.Namespace) -> int:
         for run in runs:
             print(f"{run.study:10} {run.rung}, seed {run.seed}")
         return 0
-    others = [] if args.compare is None else [_other_record(run, args.compare) for run in runs]
-    weights = Path("runs") / "study" if args.results.resolve() == RESULTS.resolve() else args.results
-    records = run_study(runs, args.results, weights, args.jobs)
-    print(f"{len(records)} runs are in {args.results}")
-    if args.compare is None:
+    for name in ("results", "compare"):
+        if getattr(args, name) == "":
+            raise ValueError(f"{name}='' is not possible: name a folder, or leave it out")
+    results, compare = Path(args.results), None if args.compare is None else Path(args.compare)
+    others = [] if compare is None else [_other_record(run, compare) for run in runs]
+    weights = Path("runs") / "study" if results.resolve() == RESULTS.resolve() else results
+    records = run_study(runs, results, weights, args.jobs)
+    print(f"{len(records)} runs are in {results}")
+    if compare is None:
         return 0
     differing = [line for pair in zip(records, others, strict=True) for line in disagreements(*pair)]
-    print("\n".join(differing) or f"they agree with those in {args.compare}: all intervals overlap")
+    print("\n".join(differing) or f"they agree with those in {compare}: all intervals overlap")
     return 1 if differing else 0
 
 
@@ -173,13 +308,7 @@ def _other_record(run: Run, folder: Path) -> dict:
     return record
 
 
-def _read_result(path: Path) -> dict:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        seed_table([result])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError) as error:
-        raise ValueError(f"{path} is not the sweep.json of a finished run") from error
-    return result
+COMMANDS = {"experiment": _experiment, "study": _study, "grade": _grade, "table": _table}
 
 
 if __name__ == "__main__":

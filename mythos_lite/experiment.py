@@ -140,15 +140,13 @@ def _run(
     }
     model.save_pretrained(folder, **notes)
     write_files({folder / SWEEP_FILE: (json.dumps(result, indent=1) + "\n").encode()})
-    pictures = figures(result, history, model_config)  # last, so that a figure that cannot be drawn loses no number
-    write_files({folder / name: png for name, png in pictures.items()})
-
     say(format_table(result))
     say(format_chart(result))
     say(f"final loss {result['final_loss']:.4f}; training {seconds['training']:.0f} s, sweep {seconds['sweep']:.0f} s")
-    written = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, SWEEP_FILE, *pictures)
-    say(f"written to {folder}: {', '.join(written)}")
+    pictures = figures(result, history, model_config)  # last: one that cannot be drawn takes no number with it
+    write_files({folder / name: png for name, png in pictures.items()})
     (folder / STATE_FILE).unlink(missing_ok=True)
+    say(f"written to {folder}: {', '.join((WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, SWEEP_FILE, *pictures))}")
     return result
 
 

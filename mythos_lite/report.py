@@ -5,14 +5,53 @@ A *result* is what ``sweep.json`` of a run holds: recipe, seed, groups of length
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from mythos_lite import plots
-from mythos_lite.config import RECIPES, ModelConfig
+from mythos_lite.config import RECIPES, ModelConfig, check_choice, check_int, check_ints, check_number
 from mythos_lite.evaluation import pool
+
+
+def check_result(result: dict) -> None:
+    """Refuse a result of which no table can be made; one has a row for each length of its groups at each loop count.
+
+    Raises:
+        ValueError: for values that cannot be.
+        KeyError, TypeError: for values that are missing, or laid out in another way.
+    """
+    check_choice("recipe", result["recipe"], tuple(RECIPES))
+    check_int("seed", result["seed"], 0)
+    for name in ("experts", "quick"):
+        if not isinstance(result[name], bool):
+            raise ValueError(f"{name}={result[name]!r} is not possible: {name} must be true or false")
+    check_number("training", result["provenance"]["seconds"]["training"], 0)
+    for row in result["rows"]:
+        for name in ("n_digits", "n_loops", "n_chains"):
+            check_int(name, row[name], 1)
+        check_int("n_correct", row["n_correct"], 0, row["n_chains"])
+    found = [(row["n_digits"], row["n_loops"]) for row in result["rows"]]
+    lengths = [n for group in result["groups"] for n in check_ints("groups", group, 1)]
+    if not found or sorted(found) != sorted((n, t) for n in lengths for t in {t for _, t in found}):
+        raise ValueError("its rows must be one for each length of its groups at each loop count")
+    grouped_rows(result)
+
+
+def check_together(results: Sequence[dict], names: Sequence[str]) -> None:
+    """``ValueError`` if results cannot stand in one table: a run twice, or a recipe that was swept in two ways.
+
+    ``names`` say what the message calls them, such as their files.
+    """
+    runs: dict = {}
+    sweeps: dict = {}
+    for name, result in zip(names, results, strict=True):
+        label = recipe_label(result)
+        if other := runs.get((label, result["seed"])):
+            raise ValueError(f"{other} and {name} are both recipe {label}, seed {result['seed']}; give each run once")
+        runs[label, result["seed"]] = name
+        asked = result["groups"], sorted({row["n_loops"] for row in result["rows"]})
+        other, swept = sweeps.setdefault(label, (name, asked))
+        if swept != asked:
+            raise ValueError(f"{other} and {name}, both recipe {label}, were swept over different lengths or loops")
 
 
 def grouped_rows(result: dict) -> dict[str, list[dict]]:
@@ -22,7 +61,11 @@ def grouped_rows(result: dict) -> dict[str, list[dict]]:
 
 
 def figures(result: dict, records: Sequence[dict], model: ModelConfig) -> dict[str, bytes]:
-    """PNG files by name: loops against accuracy, loops by length, and the stability of the loop over training."""
+    """PNG files by name: loops against accuracy, loops by length, and the stability of the loop over training.
+
+    Raises:
+        ValueError: where matplotlib cannot draw, as with a font that is damaged.
+    """
     groups = grouped_rows(result)
     longer = list(groups)[1]
     needed = {row["n_digits"]: model.loops_needed(row["n_digits"]) for row in result["rows"]}
@@ -36,13 +79,10 @@ def figures(result: dict, records: Sequence[dict], model: ModelConfig) -> dict[s
         "loops_by_length.png": plots.loops_by_length(result["rows"], needed=needed),
         "stability.png": plots.stability(records, result["jacobian_radii"]),
     }
-    return {name: _png(figure) for name, figure in drawn.items()}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    try:
+        return {name: plots.to_png(figure) for name, figure in drawn.items()}
+    except RuntimeError as error:
+        raise ValueError(f"the figures cannot be drawn: {str(error).partition(chr(10))[0]}") from error
 
 
 def format_table(result: dict) -> str:
@@ -84,6 +124,8 @@ def seed_table(results: Sequence[dict]) -> str:
 
 
 def _tables(results: Sequence[dict], *, per_seed: bool) -> str:
+    results = list(results)
+    check_together(results, [f"result {i}" for i in range(1, len(results) + 1)])
     by_recipe: dict[str, list[dict]] = {}
     for result in sorted(
         results, key=lambda r: (list(RECIPES).index(r["recipe"]), r["experts"], r["quick"], r["seed"])
@@ -92,11 +134,6 @@ def _tables(results: Sequence[dict], *, per_seed: bool) -> str:
     lines = []
     for name, same in by_recipe.items():
         counts = [row["n_loops"] for row in next(iter(grouped_rows(same[0]).values()))]
-        if len({(str(r["groups"]), str(sorted({row["n_loops"] for row in r["rows"]}))) for r in same}) > 1:
-            raise ValueError(f"the results of recipe {name} were swept over different lengths or loops")
-        seeds = [result["seed"] for result in same]
-        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
-            raise ValueError(f"there are two results of recipe {name}, seed {twice[0]}; give each once")
         lines += [
             "",
             f"**{name}**, {_seeds(same)}, trained on {same[0]['groups'][0][-1]} digits at most; columns are loops",

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -147,8 +148,9 @@ def train(
 
     With ``ema_decay`` the model ends with the averaged weights. With a ``folder``, the run is saved
     every ``checkpoint_every`` steps and at its end, and resumes from there if it finds its own state.
-    ``progress`` is shown unless the environment variable CI is set. A model that went through ``torch.compile`` is
-    trained as the module that it was made of; gradients are on and autocast is off, whatever the caller set.
+    ``progress`` is shown unless the environment variable CI is set or there is no stderr. A model that went
+    through ``torch.compile`` is trained as the module that it was made of; gradients are on and autocast is
+    off, whatever the caller set.
 
     Raises:
         NonFiniteError: when loss, gradient or weights are not finite; says at which step and loop. The
@@ -170,7 +172,7 @@ def train(
     optimizer = make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
     state = RunState(model, task, config, optimizer, average, folder)
-    hidden = bool(os.environ.get("CI")) if progress is None else not progress
+    hidden = sys.stderr is None or (bool(os.environ.get("CI")) if progress is None else not progress)
     with contextlib.nullcontext() if folder is None else only_writer(state.folder):
         history = _train(state, stream, on_record, hidden)
     model.load_state_dict(average, strict=False)

@@ -4,10 +4,13 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +19,14 @@ from safetensors.torch import load_file
 import mythos_lite
 from mythos_lite import ModelConfig, RecurrentDepthTransformer, TrainConfig, config, experiment
 from mythos_lite.__main__ import build_parser, main
-from mythos_lite.checkpoint import read_checkpoint
+from mythos_lite.checkpoint import open_checkpoint
 from mythos_lite.data import ChainTask
 from mythos_lite.evaluation import sweep
 from mythos_lite.experiment import SweepPlan
+from mythos_lite.lessons import grading
 from mythos_lite.provenance import source_hash
+from mythos_lite.report import summary_table
+from mythos_lite.study.runner import MOST_AT_ONCE
 from mythos_lite.training import NonFiniteError
 
 FIGURES = ["loop_scaling.png", "loops_by_length.png", "stability.png"]
@@ -134,7 +140,7 @@ def test_files_of_a_run_fit_together(finished):
     notes = {
         "recipe": "fixed", "experts": False, "seed": 0, "quick": False, "model": TINY.to_dict(), "train": train
     }  # fmt: skip
-    assert read_checkpoint(finished)[2] == notes
+    assert open_checkpoint(finished).notes == notes
     assert {name: result[name] for name in notes} == notes
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4, 6, 8]
@@ -227,6 +233,8 @@ def test_folder_of_another_run_that_is_not_finished_is_refused_and_left_alone(tm
         (["--device", "toaster"], r"device='toaster'.*auto, cpu or cuda"),
         (["--device", "meta"], r"device='meta' is not supported"),
         (["--threads", "0"], r"threads=0"),
+        (["--threads", "-1"], r"threads=-1"),
+        (["--threads", "100000"], rf"threads=100000 is not possible.* {MOST_AT_ONCE} at most"),
         (["--seed", "-1"], r"seed=-1"),
         (["--seed", str(2**32)], rf"seed={2**32}"),
         (["--out", ""], r"out='' is not possible: name a folder"),
@@ -273,7 +281,7 @@ def test_interrupted_run_says_so_and_the_same_command_goes_on(finished, tmp_path
         interrupt(patch, KeyboardInterrupt())
         assert call("--out", tmp_path) == 130
     assert "same command goes on" in capsys.readouterr().err
-    assert sorted(contents(tmp_path)) == ["metrics.jsonl", "training.safetensors"]
+    assert sorted(contents(tmp_path)) == ["metrics.jsonl.part", "training.safetensors"]
 
     first_steps = []
     batch_at = mythos_lite.training.StepStream.at
@@ -293,6 +301,38 @@ def test_run_interrupted_before_its_first_checkpoint_says_that_nothing_was_saved
     interrupt(monkeypatch, KeyboardInterrupt(), step=2)
     assert call("--out", tmp_path) == 130
     assert capsys.readouterr().err == "\ninterrupted; nothing had been saved yet\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGTERM")
+def test_run_that_is_ended_says_what_is_saved(tmp_path, monkeypatch, capsys):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(
+            experiment, "train",
+            functools.partial(experiment.train, on_record=lambda record: os.kill(os.getpid(), signal.SIGTERM)),
+        )  # fmt: skip
+        assert call("--out", tmp_path) == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "\ninterrupted; nothing had been saved yet\n"
+
+
+def test_error_of_the_system_names_the_folder_where_it_does_not_itself(tmp_path, monkeypatch, capsys):
+    interrupt(monkeypatch, OSError(28, "No space left on device"))
+    assert call("--out", tmp_path) == 2
+    assert capsys.readouterr().err == f"error: [Errno 28] No space left on device: '{tmp_path}'\n"
+
+
+def test_figure_that_cannot_be_drawn_is_a_line_and_loses_no_number(tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no font\nand more")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
+    assert call("--out", tmp_path) == 2
+    assert capsys.readouterr().err == "error: the figures cannot be drawn: no font\n"
+    assert result_in(tmp_path)["rows"]
+    assert main(["table", str(tmp_path / "sweep.json")]) == 0
 
 
 def test_run_that_fails_after_training_does_not_train_again(finished, tmp_path, monkeypatch, capsys):
@@ -320,6 +360,94 @@ def test_run_succeeds_where_the_terminal_cannot_show_bars(tmp_path, monkeypatch)
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", narrow)
     assert call("--out", tmp_path, "--quick") == 0
+
+
+# ---------------------------------------------------------------- streams
+
+
+class Full(io.StringIO):
+    """As a file on a full disk."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, closed(), Full()], ids=["none", "closed", "full"])
+def test_run_needs_no_standard_error(stream, tmp_path, monkeypatch):
+    monkeypatch.delenv("CI")  # so that the bar is shown
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert call("--out", tmp_path, "--quick") == 0
+    assert sorted(contents(tmp_path)) == FILES
+    assert sys.stderr is stream
+    assert call("--out", tmp_path / "config.json" / "below") == 2  # what it says is lost, and no error in its place
+
+
+@pytest.mark.parametrize("stream", [None, closed()], ids=["none", "closed"])
+def test_run_needs_no_standard_output(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert call("--out", tmp_path, "--quick") == 0
+    assert sorted(contents(tmp_path)) == FILES
+
+
+WITHOUT_STDERR = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from test_cli import PLAN, config, experiment, main, tiny_recipe
+config.RECIPES["fixed"], experiment.PLANS["fixed"] = tiny_recipe, PLAN
+status = main(["experiment", "--threads", "1", "--out", sys.argv[2]])
+assert os.get_inheritable(2)  # and so it is no other file's number
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="runs a shell")
+def test_run_succeeds_where_the_shell_closes_standard_error(tmp_path):
+    command = [
+        "sh",
+        "-c",
+        'exec "$@" 2>&-',
+        "sh",
+        sys.executable,
+        "-c",
+        WITHOUT_STDERR,
+        Path(__file__).parent,
+        tmp_path,
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert sorted(contents(tmp_path)) == FILES
+
+
+@pytest.mark.parametrize("arguments", [["study", "ladder", "--list"], ["--help"]])
+def test_reader_that_has_seen_enough_ends_the_program_without_a_word(arguments, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w", encoding="utf-8"))
+    assert main(arguments) == 141
+    assert capsys.readouterr().err == ""
+    sys.stdout.close()  # nothing is left to write
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a broken pipe is another error there")
+def test_reader_that_has_seen_enough_is_no_error_when_the_interpreter_ends():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mythos_lite", "study", "ladder", "removal", "--list"]
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (141, "")
+
+
+def test_output_that_cannot_be_written_is_an_error_that_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["study", "ladder", "--list"]) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'standard output'\n"
 
 
 # ---------------------------------------------------------------- table
@@ -355,12 +483,28 @@ def test_table_prints_each_seed_and_their_mean_as_markdown(finished, second_seed
     assert each[5][2:5] == [f"{accuracy:.3f}" for accuracy in four[1]]
 
 
-def test_table_with_the_same_run_twice_is_an_error(finished, capsys):
+def test_table_with_the_same_run_twice_is_an_error(finished, tmp_path, capsys):
+    again = tmp_path / "again.json"
+    again.write_bytes((finished / "sweep.json").read_bytes())
     capsys.readouterr()
-    assert main(["table", *[str(finished / "sweep.json")] * 2]) == 2
+    assert main(["table", str(finished / "sweep.json"), str(again)]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: there are two results of recipe fixed, seed 0; give each once\n"
+    twice = f"{finished / 'sweep.json'} and {again} are both recipe fixed, seed 0"
+    assert captured.err == f"error: {twice}; give each run once\n"
     assert captured.out == ""
+    with pytest.raises(ValueError, match="result 1 and result 2 are both recipe fixed, seed 0"):
+        summary_table([result_in(finished)] * 2)
+
+
+def test_table_of_two_sweeps_of_a_recipe_is_an_error_that_names_both(finished, tmp_path, capsys):
+    result = result_in(finished)
+    result |= {"seed": 1, "rows": [row for row in result["rows"] if row["n_loops"] != 4]}
+    (tmp_path / "short.json").write_text(json.dumps(result))
+    assert main(["table", str(finished / "sweep.json"), str(tmp_path / "short.json")]) == 2
+    assert re.fullmatch(
+        r"error: .*sweep.json and .*short.json, both recipe fixed, were swept over different .*\n",
+        capsys.readouterr().err,
+    )
 
 
 def without(*path):
@@ -372,25 +516,51 @@ def without(*path):
     return change
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        without("recipe"),
-        without("provenance", "seconds"),
-        without("rows", 0, "n_correct"),
-        lambda result: result.update(recipe="unknown"),
-        lambda result: result.update(rows=[]),
-    ],
-    ids=["no recipe", "no seconds", "no count", "unknown recipe", "no rows"],
-)
-def test_table_of_a_spoilt_result_is_an_error_that_names_the_file(change, finished, tmp_path, capsys):
+def with_value(value, *path):
+    def change(result):
+        for key in path[:-1]:
+            result = result[key]
+        result[path[-1]] = value
+
+    return change
+
+
+SPOILT = {
+    "no recipe": (without("recipe"), "'recipe' is missing"),
+    "no seconds": (without("provenance", "seconds"), "'seconds' is missing"),
+    "no count": (without("rows", 0, "n_correct"), "'n_correct' is missing"),
+    "unknown recipe": (with_value("unknown", "recipe"), "recipe='unknown'"),
+    "recipe of another kind": (with_value(["fixed"], "recipe"), "recipe="),
+    "no rows": (with_value([], "rows"), "its rows must be one for each length"),
+    "a row less": (without("rows", 3), "its rows must be one for each length"),
+    "a row twice": (lambda result: result["rows"].append(result["rows"][0]), "its rows must be one for each length"),
+    "a length less": (without("groups", 1), "its rows must be one for each length"),
+    "an empty group": (with_value([], "groups", 1), "groups="),
+    "rows are numbers": (with_value([1, 2], "rows"), "laid out in another way"),
+    "rows are text": (with_value("rows", "rows"), "laid out in another way"),
+    "not a number": (with_value(float("nan"), "rows", 0, "n_correct"), "it holds NaN"),
+    "no number of use": (with_value(float("inf"), "rows", 0, "accuracy"), "it holds Infinity"),
+    "too many right": (with_value(10**6, "rows", 0, "n_correct"), "n_correct=1000000"),
+    "chains beyond floats": (with_value(10**400, "rows", 0, "n_chains"), "laid out in another way"),
+    "negative": (with_value(-1, "rows", 0, "n_correct"), "n_correct=-1"),
+    "no chains": (with_value(0, "rows", 0, "n_chains"), "n_chains=0"),
+    "seed is text": (with_value("0", "seed"), "seed='0'"),
+    "experts are text": (with_value("no", "experts"), "experts='no'"),
+    "seconds are text": (with_value("1", "provenance", "seconds", "training"), "training='1'"),
+}
+
+
+@pytest.mark.parametrize("damage", SPOILT)
+def test_table_of_a_spoilt_result_is_an_error_that_names_the_file(damage, finished, second_seed, tmp_path, capsys):
+    change, message = SPOILT[damage]
     result = result_in(finished)
     change(result)
     (tmp_path / "spoilt.json").write_text(json.dumps(result))
-    assert main(["table", str(tmp_path / "spoilt.json")]) == 2
+    capsys.readouterr()
+    assert main(["table", str(second_seed / "sweep.json"), str(tmp_path / "spoilt.json")]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert "spoilt.json" in captured.err
+    said = rf"error: .*spoilt.json is not the sweep.json of a finished run: .*{re.escape(message)}.*\n"
+    assert re.fullmatch(said, captured.err)
     assert captured.out == ""
 
 
@@ -399,7 +569,48 @@ def test_table_of_a_file_that_is_no_result_is_an_error_that_names_it(content, tm
     if content is not None:
         (tmp_path / "file.json").write_bytes(content)
     assert main(["table", str(tmp_path / "file.json")]) == 2
-    assert re.match(r"error: .*file\.json", capsys.readouterr().err)
+    assert re.fullmatch(r"error: .*file\.json.*\n", capsys.readouterr().err)
+
+
+def test_table_of_what_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):
+    assert main(["table", str(tmp_path)]) == 2
+    assert re.fullmatch(rf"error: .*'{tmp_path}'\n", capsys.readouterr().err)
+
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", broken)
+    assert main(["table", "sweep.json"]) == 2
+    assert capsys.readouterr().err == "error: [Errno 5] Input/output error: 'sweep.json'\n"
+
+
+# ---------------------------------------------------------------- grade
+
+
+def test_grade_passes_its_time_limit_on(monkeypatch, capsys):
+    given = []
+
+    def grade(path, *, timeout):
+        given.append((path, timeout))
+        return grading.Grade({}, ())
+
+    monkeypatch.setattr(grading, "grade", grade)
+    assert main(["grade", "x.ipynb"]) == main(["grade", "x.ipynb", "--timeout", "2.5"]) == 0
+    assert given == [("x.ipynb", 600.0), ("x.ipynb", 2.5)]
+    assert capsys.readouterr().out == "solved 0 of 0\n" * 2
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_grade_needs_a_time_limit_above_zero(seconds, capsys):
+    assert main(["grade", "x.ipynb", "--timeout", seconds]) == 2
+    assert re.fullmatch(r"error: timeout=.* a finite number above 0.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", grading.JUPYTER)
+def test_grade_without_jupyter_says_what_installs_it(name, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["grade", "x.ipynb"]) == 2
+    assert re.fullmatch(rf"error: .*pip install {name}\n", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- help
@@ -426,6 +637,10 @@ def test_general_help_names_every_command(capsys):
     assert "experiment" in text
     assert "table" in text
     assert "python -m mythos_lite" in text
+
+
+def test_help_of_grade_says_as_whom_the_code_runs(capsys):
+    assert "runs as you" in " ".join(help_text(capsys, "grade").split())
 
 
 def test_package_runs_as_a_module_and_knows_its_version():

@@ -34,15 +34,20 @@ def read_records(folder: Path) -> list[dict]:
     """Every record below ``folder``, in the order of the plan and of the seeds.
 
     Raises:
-        ValueError: for a file that is no record, or the record of a run that is not in the plan as it is now.
+        ValueError: for a file that is no record, or the record of another run than its name says, or of one that is
+            not in the plan as it is now.
+        OSError: for a file that cannot be read.
     """
     order = {(study, run.rung): i for study in STUDIES for i, run in enumerate(STUDIES[study][0](0))}
     records = []
     for path in sorted(folder.glob("*/*.json")):
         record = read_record(path)
-        planned = STUDIES[record["study"]][0](record["seed"]) if record["study"] in STUDIES else []
-        if not any(is_record_of(run, record) for run in planned):
+        planned = STUDIES[record["study"]][0](record["seed"])
+        names = [run.name for run in planned if is_record_of(run, record)]
+        if not names:
             raise ValueError(f"{path} is not the record of a run that the plan has now; remove it")
+        if path != folder / f"{names[0]}.json":  # a copy would let its seed count twice
+            raise ValueError(f"{path} holds the record of {names[0]}; give it this name, or remove it")
         records.append(record)
     studies = list(STUDIES)
     return sorted(

@@ -1,14 +1,20 @@
 """Running a plan: what is written, what is not run again, what is kept of a run that blows up."""
 
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from mythos_lite import RecurrentDepthTransformer
@@ -19,7 +25,17 @@ from mythos_lite.data import ChainTask
 from mythos_lite.evaluation import evaluation_chains
 from mythos_lite.study import plan, runner
 from mythos_lite.study.plan import Run, Sweep
-from mythos_lite.study.runner import chosen_runs, describe, disagreements, execute, read_record, rows_of, run_study
+from mythos_lite.study.runner import (
+    chosen_runs,
+    describe,
+    disagreements,
+    execute,
+    find_record,
+    read_record,
+    rows_of,
+    run_study,
+)
+from mythos_lite.study.summary import read_records
 from mythos_lite.study.tables import FINAL_RUNG
 from mythos_lite.training import NonFiniteError
 
@@ -35,15 +51,28 @@ GRU = dataclasses.replace(
 )  # fmt: skip
 
 
+ENDLESS = dataclasses.replace(TRAIN, steps=1_000_000)
+
+
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     monkeypatch.setenv("CI", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
 def record():
-    return execute(LOOPED)
+    return execute(LOOPED)[0]
+
+
+def copy_of(record, **changes):
+    return {**json.loads(json.dumps(record)), **changes}
+
+
+def put(record, folder, name=LOOPED.name):
+    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(record if isinstance(record, str) else json.dumps(record), encoding="utf-8")
+    return path
 
 
 def test_record_says_what_was_run_and_what_came_out(record):
@@ -61,21 +90,30 @@ def test_record_says_what_was_run_and_what_came_out(record):
 
 
 def test_the_same_run_gives_the_same_record(record):
-    again = execute(LOOPED)
+    again, _ = execute(LOOPED)
     assert {k: v for k, v in again.items() if k != "provenance"} == {
         k: v for k, v in record.items() if k != "provenance"
     }
 
 
 def test_baseline_is_asked_once_per_length():
-    record = execute(GRU)
+    record, _ = execute(GRU)
     assert [(n, t) for n, t, *_ in record["counts"]] == [(2, 1), (3, 1), (6, 1)]
     assert "radii" not in record
 
 
 def test_weights_of_looped_models_are_kept(tmp_path):
-    execute(LOOPED, tmp_path)
+    record = runner._execute_and_write(LOOPED, tmp_path / "records", tmp_path)
     assert RecurrentDepthTransformer.from_pretrained(tmp_path / LOOPED.name).config == TINY
+    assert read_record(tmp_path / "records" / f"{LOOPED.name}.json") == record
+
+
+def test_numbers_are_kept_where_weights_cannot_be_written(tmp_path):
+    (tmp_path / "weights" / LOOPED.study).mkdir(parents=True)
+    (tmp_path / "weights" / LOOPED.name).touch()
+    with pytest.raises(OSError, match=f"^only the record could be written, not the weights .*{LOOPED.name}"):
+        runner._execute_and_write(LOOPED, tmp_path, tmp_path / "weights")
+    assert find_record(LOOPED, tmp_path)["n_parameters"] > 0
 
 
 def test_run_that_blows_up_is_kept_as_such(monkeypatch):
@@ -83,7 +121,7 @@ def test_run_that_blows_up_is_kept_as_such(monkeypatch):
         raise NonFiniteError("the loss is not finite at step 3")
 
     monkeypatch.setattr(runner, "train", explode)
-    record = execute(LOOPED)
+    record, _ = execute(LOOPED)
     assert record["error"] == "the loss is not finite at step 3"
     assert all(row["accuracy"] == 0 for row in rows_of(record))
 
@@ -97,81 +135,161 @@ def test_loops_at_which_the_state_overflows_answer_nothing(monkeypatch):
         return real(model, task, lengths, loops, **options)
 
     monkeypatch.setattr(runner, "sweep", overflow)
-    found = {(row["n_digits"], row["n_loops"]): row for row in rows_of(execute(LOOPED))}
+    found = {(row["n_digits"], row["n_loops"]): row for row in rows_of(execute(LOOPED)[0])}
     assert found[2, 4]["n_correct"] == found[6, 8]["n_correct"] == 0
     assert found[2, 4]["n_chains"] == found[2, 1]["n_chains"]
 
 
 def test_finished_runs_are_not_run_again_and_others_are_refused(tmp_path, record, monkeypatch):
-    path = tmp_path / f"{LOOPED.name}.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    monkeypatch.setattr(runner, "execute", None)  # nothing is left to run
-    assert run_study([LOOPED], tmp_path, None) == [record]
+    put(record, tmp_path)
+    monkeypatch.setattr(runner, "_start", None)  # nothing is left to run
+    assert run_study([LOOPED], tmp_path) == [record]
+    assert run_study(iter([LOOPED]), str(tmp_path)) == [record]
     longer = dataclasses.replace(LOOPED, train=dataclasses.replace(TRAIN, steps=5))
     for other in (longer, dataclasses.replace(LOOPED, before=(TRAIN,))):
         with pytest.raises(ValueError, match="another configuration"):
             run_study([other], tmp_path, None)
-    path.write_text(json.dumps({**record, "before": [TRAIN.to_dict()]}))
+    put({**record, "before": [TRAIN.to_dict()]}, tmp_path)
     with pytest.raises(ValueError, match="another configuration"):
         run_study([LOOPED], tmp_path, None)
 
 
 def test_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(runner, "execute", None)
-    for folders in ((tmp_path / "file", None), (tmp_path / "results", tmp_path / "file")):
-        with pytest.raises(OSError, match="cannot write into this folder"):
-            run_study([LOOPED], *folders)
+    (tmp_path / "within").mkdir()
+    (tmp_path / "within" / LOOPED.study).touch()
+    monkeypatch.setattr(runner, "_start", None)
+    for file in ("file", "within"):
+        for folders in ((tmp_path / file, None), (tmp_path / "results", tmp_path / file)):
+            with pytest.raises(OSError, match=f"cannot write into this folder.*{file}/{LOOPED.study}"):
+                run_study([LOOPED], *folders)
 
 
 def test_a_training_goes_on_from_the_one_before_it(record):
     short = dataclasses.replace(TRAIN, steps=2)
-    again = execute(dataclasses.replace(LOOPED, before=(short,)))
+    again, _ = execute(dataclasses.replace(LOOPED, before=(short,)))
     assert [point[0] for point in again["curve"]] == [2, 2, 4]
     assert again["before"] == [short.to_dict()]
     assert again["curve"][1:] != record["curve"]
     assert "before" not in record
 
 
-def test_missing_runs_are_run_in_processes_of_their_own(tmp_path):
+def test_missing_runs_are_run_in_processes_of_one_thread_and_the_environment_stays(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
     (record,) = run_study([GRU], tmp_path, None, jobs=1)
     assert read_record(tmp_path / f"{GRU.name}.json") == record
     assert record["provenance"]["threads"] == 1
+    assert dict(os.environ) == before
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def named(name, train=TRAIN):
+    return dataclasses.replace(LOOPED, rung=name, train=train)
+
+
+@contextlib.contextmanager
+def meanwhile(act):
+    """Another thread that does ``act``, which returns ``False`` until its time has come."""
+    over = threading.Event()
+
+    def wait():
+        deadline = time.monotonic() + 60
+        while not over.is_set() and time.monotonic() < deadline and act() is False:
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def workers():
+    return {process.name: process for process in multiprocessing.active_children()}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGTERM")
+def test_run_that_is_ended_by_a_signal_is_named_at_once_and_no_process_stays(tmp_path, monkeypatch, capfd):
+    runs = [named("a", ENDLESS), named("b", ENDLESS), named("c", ENDLESS)]
+    monkeypatch.setitem(plan.STUDIES, "ladder", (lambda seed: runs, (0,)))
+    with meanwhile(lambda: workers()["ladder/b-seed0"].terminate() if len(workers()) == 2 else False):
+        assert main(["study", "ladder", "--jobs", "2", "--results", str(tmp_path)]) == 2
+    ended = f"{tmp_path / 'ladder' / 'b-seed0'} was ended by signal 15 (Terminated)"
+    assert capfd.readouterr().err == f"error: {ended}; the same command runs what is missing\n"
+    assert not workers()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGTERM")
+def test_study_that_is_ended_says_so_and_no_process_stays(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(plan.STUDIES, "ladder", (lambda seed: [named("b", ENDLESS)], (0,)))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with meanwhile(lambda: os.kill(os.getpid(), signal.SIGTERM) if workers() else False):
+            assert main(["study", "ladder", "--jobs", "1", "--results", str(tmp_path)]) == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capfd.readouterr().err == "\ninterrupted; the same command runs what is missing\n"
+    assert not workers()
+
+
+def test_run_that_fails_says_which_and_why(tmp_path, monkeypatch):
+    """What its process does and what the parent makes of it, here in one process."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "weights")
+
+    monkeypatch.setattr(runner, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(runner, "_execute_and_write", full)
+    answers, other_end = multiprocessing.Pipe(duplex=False)
+    runner._work(LOOPED, tmp_path, None, other_end)
+    name, again = tmp_path / LOOPED.name, "the same command runs what is missing"
+    process = SimpleNamespace(join=lambda: None, exitcode=0)
+    with pytest.raises(ChildProcessError, match=rf"^{name} failed: .*No space left on device: 'weights'; {again}$"):
+        runner._outcome(answers, process, name)
+    other_end.close()  # as when an error of the program ends the process, with a traceback
+    process.exitcode = 1
+    with pytest.raises(ChildProcessError, match=rf"^{name} ended with code 1; {again}$"):
+        runner._outcome(answers, process, name)
 
 
 INTERRUPTED = """
 import dataclasses, sys
-from pathlib import Path
 from mythos_lite.__main__ import main
 from mythos_lite.study import plan
-sys.path.insert(0, sys.argv[1])
-from test_runner import LOOPED
 if __name__ == "__main__":
-    def runs(seed):
-        long = dataclasses.replace(LOOPED.train, steps=100_000)
-        return [dataclasses.replace(LOOPED, rung=name, seed=seed, train=train)
-                for name, train in (("a", LOOPED.train), ("b", long), ("c", LOOPED.train))]
-    plan.STUDIES["ladder"] = (runs, (0,))
-    sys.exit(main(["study", "ladder", "--jobs", "1", "--results", sys.argv[2]]))
+    sys.path.insert(0, sys.argv[1])
+    from test_runner import ENDLESS, named
+    plan.STUDIES["ladder"] = (lambda seed: [named("a"), named("b", ENDLESS), named("c", ENDLESS)], (0,))
+    sys.exit(main(["study", "ladder", "--jobs", "2", "--results", sys.argv[2]]))
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_interrupted_study_ends_at_once_and_keeps_what_was_finished(tmp_path):
+    """The signal goes to all processes, as from a terminal: to one that trains, and to one that begins."""
     (tmp_path / "study.py").write_text(INTERRUPTED)
     command = [sys.executable, tmp_path / "study.py", Path(__file__).parent, tmp_path / "results"]
     study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     finished = tmp_path / "results" / "ladder" / "a-seed0.json"
-    deadline = time.monotonic() + 60
-    while not finished.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)  # the second run begins
-    os.killpg(study.pid, signal.SIGINT)  # as a terminal does, to workers too
-    _, said = study.communicate(timeout=20)
+    try:
+        deadline = time.monotonic() + 120
+        while not finished.exists() and study.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)  # while the second run trains, the third one's process begins
+        os.killpg(study.pid, signal.SIGINT)
+        _, said = study.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # whoever is left would go on for ever
+            os.killpg(study.pid, signal.SIGKILL)
+        study.wait()
     assert study.returncode == 130
-    assert said.strip().splitlines()[-1] == "interrupted; the same command runs what is missing"
-    assert "Traceback" not in said
+    assert said == "\ninterrupted; the same command runs what is missing\n"
     assert [path.name for path in finished.parent.glob("*.json")] == ["a-seed0.json"]
 
 
@@ -201,20 +319,120 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     raise AssertionError("the worker outlives its parent")
 
 
+def test_study_needs_no_standard_error(tmp_path, record, monkeypatch):
+    put(record, tmp_path)
+    monkeypatch.setitem(plan.STUDIES, "ladder", (lambda seed: [LOOPED], (0,)))
+    monkeypatch.delenv("CI")  # so that the bar would be shown
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_study([LOOPED], tmp_path) == [record]
+    assert main(["study", "ladder", "--results", str(tmp_path)]) == 0
+
+
+# ---------------------------------------------------------------- records
+
+
 def test_disagreement_is_where_intervals_do_not_overlap(record):
     assert disagreements(record, record) == []
-    other = json.loads(json.dumps(record))
+    other = copy_of(record)
     row = other["counts"][-1]
     row[3] = 10 if row[3] < 5 else 0
     (line,) = disagreements(record, other)
     assert line.startswith("+ tiny, quick, seed 0, 6 digits at 8 loops: ")
 
 
-def test_file_that_holds_no_record_is_refused(tmp_path):
-    for text in ("", "[]", "{}", '{"counts": 3}', '{"counts": []}'):
-        (tmp_path / "x.json").write_text(text)
-        with pytest.raises(ValueError, match="is not the record of a run"):
-            read_record(tmp_path / "x.json")
+def test_disagreement_is_between_rows_that_were_asked_the_same(record):
+    counts = [[2, 1, 20, 0], [2, 4, 20, 20], [2, 4, 10, 5]]
+    one = copy_of(record, counts=counts)
+    assert disagreements(one, copy_of(record, counts=counts[::-1])) == []
+    swapped = copy_of(record, counts=[[2, 4, 20, 0], [2, 1, 20, 20], [2, 4, 10, 5]])
+    assert [line.partition(": ")[0] for line in disagreements(one, swapped)] == [
+        "+ tiny, quick, seed 0, 2 digits at 1 loops", "+ tiny, quick, seed 0, 2 digits at 4 loops"
+    ]  # fmt: skip
+    assert disagreements(one, copy_of(record, counts=counts[:2])) == [
+        "+ tiny, quick, seed 0, 2 digits at 4 loops: only one of the two was asked 10 chains"
+    ]
+    assert len(disagreements(one, copy_of(record, counts=[]))) == 3
+
+
+def with_row(index, *row):
+    return lambda record: record["counts"].__setitem__(index, list(row))
+
+
+def without(*path):
+    def change(record):
+        for key in path[:-1]:
+            record = record[key]
+        del record[path[-1]]
+
+    return change
+
+
+DAMAGES = {
+    "no rows": (lambda record: record.update(counts=[]), "its sweeps ask for 5 rows of counts, and it has 0"),
+    "a row less": (without("counts", 4), "5 rows of counts, and it has 4"),
+    "a row more": (lambda record: record["counts"].append([6, 8, 10, 0]), "5 rows of counts, and it has 6"),
+    "nothing asked": (lambda record: record.update(counts=[], sweeps=[]), "ask for 0 rows"),
+    "other order": (lambda record: record["counts"].reverse(), "2 digits at 1 loops where it has 6 at 8"),
+    "too many right": (with_row(0, 2, 1, 10, 11), "n_correct=11"),
+    "negative": (with_row(0, 2, 1, 10, -1), "n_correct=-1"),
+    "negative chains": (with_row(0, 2, 1, -10, -1), "n_chains=-10"),
+    "more chains than asked": (with_row(0, 2, 1, 10**6, 1), "n_chains=1000000"),
+    "chains beyond floats": (lambda r: (r["sweeps"][0].update(n_chains=10**400), with_row(0, 2, 1, 10**400, 1)(r)), ""),
+    "not a number": (with_row(0, 2, 1, 10, float("nan")), "it holds NaN"),
+    "share": (with_row(0, 2, 1, 10, 0.5), "n_correct=0.5"),
+    "text": (with_row(0, 2, 1, "10", 0), "n_chains='10'"),
+    "true": (with_row(0, 2, True, 10, 0), "n_loops=True"),
+    "short row": (with_row(0, 2, 1, 10), "expected 4, got 3"),
+    "rows are numbers": (lambda record: record.update(counts=[1] * 5), "laid out in another way"),
+    "no provenance": (without("provenance"), "'provenance' is missing"),
+    "no seconds": (without("provenance", "seconds", "sweep"), "'sweep' is missing"),
+    "seconds are text": (lambda record: record["provenance"]["seconds"].update(sweep="1"), "sweep='1'"),
+    "no parameters": (without("n_parameters"), "'n_parameters' is missing"),
+    "no task": (without("task"), "'task' is missing"),
+    "unknown study": (lambda record: record.update(study=["ladder"]), "study="),
+    "seed is text": (lambda record: record.update(seed="0"), "seed='0'"),
+    "radii are text": (lambda record: record.update(radii=[[32, "0.5"]]), "radii='0.5'"),
+    "gains of two columns": (lambda record: record.update(gains=[[8, 0.5]]), "columns of gains=1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_record_is_refused_in_a_sentence_with_its_name(damage, record, tmp_path, monkeypatch, capsys):
+    change, message = DAMAGES[damage]
+    spoilt = copy_of(record)
+    change(spoilt)
+    path = put(spoilt, tmp_path)
+    monkeypatch.setitem(plan.STUDIES, "ladder", (lambda seed: [LOOPED], (0,)))
+    monkeypatch.setattr(runner, "_start", None)
+    sentence = rf"{re.escape(str(path))} is not the record of a run: .*{re.escape(message)}"
+    for read in (lambda: read_record(path), lambda: find_record(LOOPED, tmp_path), lambda: read_records(tmp_path)):
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            read()
+    assert main(["study", "ladder", "--results", str(tmp_path)]) == 2
+    assert re.fullmatch(f"error: {sentence}.*; remove the file, or .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b"null", b'{"counts": 3}', b'{"counts": []}', b"\xff", b"[" * 100_000],
+)
+def test_file_that_holds_no_record_is_refused(content, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json is not the record of a run: "):
+        read_record(tmp_path / "x.json")
+
+
+def test_record_that_cannot_be_read_is_an_error_with_its_name(record, tmp_path, monkeypatch):
+    (tmp_path / f"{LOOPED.name}.json").mkdir(parents=True)
+    with pytest.raises(OSError, match=f"{LOOPED.name}.json"):
+        find_record(LOOPED, tmp_path)
+
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", broken)
+    with pytest.raises(OSError, match=f"Input/output error: .*{LOOPED.name}.json"):
+        find_record(LOOPED, tmp_path)
 
 
 # ---------------------------------------------------------------- the plan
@@ -302,11 +520,37 @@ def test_study_refuses_a_comparison_with_nothing_before_it_trains(tmp_path, caps
     assert not (tmp_path / "a").exists()
 
 
+BASELINE = ["baselines", "--rungs", "GRU", "--seeds", "0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["stairs"], "study='stairs'"), (["ladder", "--rungs", "top"], "rung='top'"),
-     (["ladder", "--seeds", "-1"], "seed=-1"), (["baselines", "--rungs", "GRU", "--jobs", "0"], "jobs=0")],
-)  # fmt: skip
-def test_impossible_requests_are_refused_in_a_line(arguments, message, capsys):
+    [
+        (["stairs"], "study='stairs'"),
+        ([""], "study=''"),
+        (["ladder", "--rungs", "top"], "rung='top'"),
+        (["ladder", "--seeds", "-1"], "seed=-1"),
+        (["ladder", "--seeds", str(2**32)], f"seed={2**32}"),
+        ([*BASELINE, "--jobs", "0"], "jobs=0"),
+        ([*BASELINE, "--jobs", "-1"], "jobs=-1"),
+        ([*BASELINE, "--jobs", "100000"], f"jobs=100000 is not possible.* {runner.MOST_AT_ONCE} at most"),
+        ([*BASELINE, "--results", ""], "results='' is not possible: name a folder"),
+        ([*BASELINE, "--compare", ""], "compare='' is not possible: name a folder"),
+        ([*BASELINE, "--results", "file"], "cannot write into this folder.*'file/baselines'"),
+        ([*BASELINE, "--compare", "file"], "file does not hold baselines/gru-seed0.json"),
+    ],
+)
+def test_impossible_requests_are_refused_in_a_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "_start", None)
+    (tmp_path / "file").touch()
     assert main(["study", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_runs_can_be_chosen_by_whatever_gives_numbers_and_names_in_a_row():
+    expected = [run.name for run in chosen_runs(["baselines"], ["GRU", "LSTM"], [0, 1])]
+    runs = chosen_runs(iter(["baselines"]), iter(["GRU", "LSTM"]), np.arange(2))
+    assert [run.name for run in runs] == expected
+    assert json.dumps([describe(run) for run in runs])

@@ -151,6 +151,15 @@ def test_record_that_the_plan_does_not_have_is_refused(tmp_path):
         summary.read_records(tmp_path)
 
 
+def test_copy_of_a_record_does_not_count_twice(tmp_path):
+    run = STUDIES["tasks"][0](0)[0]
+    (tmp_path / "tasks").mkdir()
+    for name in (f"{run.name}.json", "tasks/again.json"):
+        (tmp_path / name).write_text(json.dumps(made_up(run, 0.5)))
+    with pytest.raises(ValueError, match=rf"again.json holds the record of {run.name}; give it this name"):
+        summary.read_records(tmp_path)
+
+
 def build():
     spec = importlib.util.spec_from_file_location("build_results", ROOT / "results" / "build.py")
     module = importlib.util.module_from_spec(spec)
