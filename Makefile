@@ -3,29 +3,57 @@ PYTHON ?= python3
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
-COLAB := tests/lessons/test_colab.py
-INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check
+INSTALL_HERE := $(IN_VENV) $(INSTALL) --constraint constraints.txt
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+COLAB := .venv-colab-$(VERSION)
+FAST := .venv-fast-$(VERSION)
+LOWEST := .venv-lowest-$(VERSION)
+
+# Figures are compared pixel by pixel with those of constraints.txt's matplotlib, one peer with its transformers.
+NOT_LOWEST := tests/study/test_summary.py::test_figures_are_what_the_records_say tests/test_moe.py::test_equals_deepseek_v3
+
+define CREATE
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one with PYTHON=python3.11"; exit 1; }
+@echo "Creating a virtual environment in $(@D)"
+@$(PYTHON) -m venv $(@D) || { echo "The venv module is missing; on Debian and Ubuntu it is in the package python3-venv"; exit 1; }
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment test test-study test-browser lint lab notebooks clean
+.PHONY: help experiment test test-study test-browser test-colab test-fast test-lowest colab-versions lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests, and the lessons whole with the newest versions, from an empty folder"
+	@echo "make test-colab   run the lessons whole with Colab's versions: from a wheel, and as standalone files without network"
 	@echo "make lab          open the lessons in JupyterLab"
 	@echo "make test-study   rerun three rows of the study and compare them with the committed ones (5 to 10 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
+	@echo "make test-fast    run the tests alone, as in: make test-fast PYTHON=python3.12; test-lowest: with the lowest versions"
+	@echo "make colab-versions  Colab's versions beside those tested; FREEZE=pip-freeze.txt names a newer list of Colab's"
 	@echo "make notebooks    write badges and links, and execute the lessons again"
 	@echo "make lint         check style only"
-	@echo "make clean        remove the virtual environment and caches"
+	@echo "make clean        remove the virtual environments and caches"
 	@echo "ARGS passes options on, as in: make experiment ARGS='--recipe hold --seed 3'"
 
 experiment: $(VENV)/package
 	$(IN_VENV) -m mythos_lite experiment $(ARGS)
 
 test: $(VENV)/tests lint
-	$(IN_VENV) -m pytest -n 2 $(if $(ARGS),$(ARGS),--cov --ignore=$(COLAB))
-	$(if $(ARGS),,CI=1 OMP_NUM_THREADS=1 $(IN_VENV) -m pytest --nbval --nbval-current-env -n 2 --dist loadscope notebooks $(COLAB))
+	$(IN_VENV) -m pytest -n 2 $(if $(ARGS),$(ARGS),--cov)
+	$(if $(ARGS),,$(IN_VENV) tests/colab/lessons.py newest)
+
+test-colab: colab-versions
+	$(COLAB)/bin/python tests/colab/lessons.py colab
+
+colab-versions: $(COLAB)/created
+	$(COLAB)/bin/python tests/colab/versions.py $(FREEZE)
+
+test-fast: $(FAST)/created
+	$(FAST)/bin/python -m pytest -n 2 $(ARGS)
+
+test-lowest: $(LOWEST)/created
+	$(LOWEST)/bin/python -m pytest -n 2 $(addprefix --deselect ,$(NOT_LOWEST)) $(ARGS)
 
 test-study: $(VENV)/package
 	rm -rf runs/slice
@@ -33,7 +61,7 @@ test-study: $(VENV)/package
 
 test-browser: $(VENV)/tests
 	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }
-	$(INSTALL) playwright
+	$(INSTALL_HERE) playwright
 	CHROMIUM=$(CHROMIUM) $(IN_VENV) -m pytest tests/browser
 
 notebooks: $(VENV)/tests
@@ -47,25 +75,45 @@ lab: $(VENV)/lessons
 	$(IN_VENV) -m jupyterlab $(wildcard notebooks) $(ARGS)
 
 $(VENV)/created:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one with PYTHON=python3.11"; exit 1; }
-	@echo "Creating a virtual environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing; on Debian and Ubuntu it is in the package python3-venv"; exit 1; }
+	$(CREATE)
 	@touch $@
 
 $(VENV)/package: $(VENV)/created pyproject.toml constraints.txt
 	@echo "Installing mythos_lite and what it runs on (torch is large; this can take some minutes)"
-	@$(INSTALL) --editable .
+	@$(INSTALL_HERE) --editable .
 	@touch $@
 
 $(VENV)/tests: $(VENV)/lessons
 	@echo "Installing what the tests need"
-	@$(INSTALL) --editable ".[test]"
+	@$(INSTALL_HERE) --editable ".[test]"
 	@touch $@
 
 $(VENV)/lessons: $(VENV)/package requirements.txt
 	@echo "Installing what the lessons need"
-	@$(INSTALL) --requirement requirements.txt
+	@$(INSTALL_HERE) --requirement requirements.txt
+	@touch $@
+
+$(COLAB)/created: tests/colab/colab.txt
+	$(CREATE)
+	@echo "Installing Colab's versions (torch is large; this can take some minutes)"
+	@$(@D)/bin/python $(INSTALL) --requirement $<
+	@touch $@
+
+$(FAST)/created: requirements.txt pyproject.toml constraints.txt
+	$(CREATE)
+	@echo "Installing what the tests need (torch is large; this can take some minutes)"
+	@$(@D)/bin/python $(INSTALL) --constraint constraints.txt --requirement requirements.txt --editable ".[test]"
+	@touch $@
+
+# What needs newer versions of the lowest is left open.
+$(LOWEST)/created: requirements.txt pyproject.toml constraints.txt
+	$(CREATE)
+	@echo "Installing the lowest versions (torch is large; this can take some minutes)"
+	@sed -n 's/>=/==/p' requirements.txt > $(@D)/lowest.txt
+	@names=$$(sed -n 's/>=.*//p' requirements.txt | paste -s -d '|'); \
+	  grep -v -E "^($$names|transformers|tokenizers|huggingface_hub)==" constraints.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python $(INSTALL) --constraint $(@D)/constraints.txt --requirement $(@D)/lowest.txt --editable ".[test]"
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .coverage build *.egg-info
+	rm -rf $(VENV) .venv-* .pytest_cache .hypothesis .ruff_cache .coverage build *.egg-info

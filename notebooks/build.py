@@ -1,22 +1,30 @@
-"""Write what all lessons share, and run them.
+"""Write what all lessons share, run them, and write each as one file that needs nothing beside it.
 
     python notebooks/build.py                       # badges, setup cells, navigation, colab_links.md
     python notebooks/build.py --repository me/fork  # the same, pointing at another GitHub repository
     python notebooks/build.py --run 01 04           # also execute these lessons ("all" for all of them)
+    python notebooks/build.py --standalone DIR      # only this: every lesson with the package in it, into DIR
 
 Everything comes from ``lessons.json``. The first markdown cell, the first code cell and the last cell of a
 notebook are written by this script; the rest is the author's. Without ``--repository`` the GitHub repository is
-that of the git remote "origin", or, where there is none, the one in ``lessons.json``.
+that of the git remote "origin", or, where there is none, the one in ``lessons.json``. Where that names none
+either, no lesson installs anything: a name that nobody has taken can be taken by anybody.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
+import io
 import json
+import lzma
 import os
 import re
 import subprocess
 import sys
+import tarfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -25,46 +33,123 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
+PACKAGE = ROOT / "mythos_lite"
 MANIFEST = FOLDER / "lessons.json"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 BOUND = re.compile(r"([^\s(|]+)<!-- (\w+) -->")
 """A number in prose, with what may stand around it, and the name that its cell prints it under."""
 AROUND = "*~≈+±"
+NEIGHBOUR = re.compile(r"\[([^\]]+)\]\([^):]*\.(?:ipynb|md)(?:#[^)]*)?\)")
+"""A link to a file beside a notebook."""
+UPLOAD = (
+    "`python notebooks/build.py --standalone DIR` writes every lesson as one file that carries the package; "
+    "*File → Upload notebook* opens it."
+)
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
 
-SETUP = """\
-# Setup. It works in Colab, in a clone and where the package is installed, and leaves torch as it is.
+
+SETUP = '''\
+# Setup: finds the package of these lessons ({ways}) and leaves torch as it is.
 import importlib.util
 import os
-import subprocess
-import sys
+{subprocess}import sys
+{source}
 
-if importlib.util.find_spec("mythos_lite") is None:
-    if os.path.isdir("../mythos_lite"):
-        sys.path.insert(0, os.path.abspath(".."))
-    else:
-        source = os.environ.get("MYTHOS_LITE_SOURCE", "git+https://github.com/{repository}")
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", source], check=True)
-        importlib.invalidate_caches()
+def find(*folders):
+    """The first of these folders that holds the package, not merely something of its name."""
+    held = (f for f in folders if os.path.isfile(os.path.join(f, "mythos_lite", "lessons", "session.py")))
+    return next(map(os.path.abspath, held), None)
+
+{install}
+folder = {places}
+if folder is None:
+    raise SystemExit(
+{failure}
+    )
+if "mythos_lite.lessons.session" not in sys.modules:  # the first time: nothing else of that name is to be taken
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mythos_lite"]:
+        del sys.modules[name]
+    spec = importlib.util.find_spec("mythos_lite")
+    if spec is None or spec.origin != os.path.join(folder, "mythos_lite", "__init__.py"):
+        sys.path.insert(0, folder)
 
 from mythos_lite.lessons import check, facts, predict, show, slider, solution, start
 
-device = start({number})"""
+device = start({number})'''
+INSTALL = '''
+def install():
+    """Have pip install the package alone; return where Python looks for packages."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", SOURCE], check=False)
+    importlib.invalidate_caches()
+    return sys.path
+
+'''
+CARRIED = '''\
+# @title The package of these lessons, carried by this file
+import atexit
+import base64
+import hashlib
+import io
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+PACKED = "{packed}"
+SHA256 = "{sha256}"
+
+
+def unpack():
+    """Put the carried package into a new folder, which goes with the kernel, and return the folder."""
+    if hashlib.sha256(PACKED.encode()).hexdigest() != SHA256:
+        raise SystemExit("This file is damaged, and nothing that it carries is used: get it again.")
+    folder = Path(tempfile.mkdtemp(prefix="mythos_lite_")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with tarfile.open(fileobj=io.BytesIO(base64.b85decode(PACKED)), mode="r:xz") as archive:
+        for member in archive:
+            path = (folder / member.name).resolve()
+            if not (member.isfile() and path.is_relative_to(folder)):
+                raise SystemExit(f"This file carries {{member.name!r}}, which is no file of a package: it is not used.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.extractfile(member).read())
+    return folder'''
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
+"""What hides a cell's code in Colab and in JupyterLab. VS Code keeps no such mark; the package is one line there."""
+SMALLEST = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "lp": 2, "pb": 2}
+"""For weights of four bytes, of which the last holds the exponent and is much the same from weight to weight."""
 
 
 def read_manifest() -> dict:
     return json.loads(MANIFEST.read_text(encoding="utf-8"))
 
 
+def git(*arguments: str) -> str | None:
+    """What git prints about this checkout; None where there is no git, or no checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
 def remote_repository() -> str | None:
     """owner/name of the git remote on GitHub, if there is one."""
-    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", done.stdout.strip())
+    found = re.search(r"[/@]github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", git("remote", "get-url", "origin") or "")
     return found.group(1) if found else None
+
+
+def package_commit() -> str | None:
+    """The last commit that changed the package.
+
+    None while files differ from it, and in a shallow clone, whose history does not tell.
+    """
+    parts = ("--", "mythos_lite", "pyproject.toml")
+    if git("rev-parse", "--is-shallow-repository") != "false" or git("status", "--porcelain", *parts) != "":
+        return None
+    return git("log", "-1", "--format=%H", *parts) or None
 
 
 def notebook_path(lesson: dict) -> Path:
@@ -87,13 +172,20 @@ def navigation(manifest: dict, index: int) -> str:
     return " · ".join(links)
 
 
-def header(manifest: dict, index: int) -> str:
+def in_colab(manifest: dict, lesson: dict, carried: bool) -> str:
+    """How to open the lesson in Colab, as a paragraph; none where it is a file that carries the package."""
+    if manifest["repository"]:
+        return f"[![Open in Colab]({BADGE})]({colab_url(manifest, lesson)})\n\n"
+    return "" if carried else f"**In Colab:** {UPLOAD}\n\n"
+
+
+def header(manifest: dict, index: int, carried: bool) -> str:
     lesson = manifest["lessons"][index]
     learn = "\n".join(f"- {item}" for item in lesson["learn"])
     minutes = lesson["minutes"]
     return (
         f"# {index + 1}. {lesson['title']}\n\n"
-        f"[![Open in Colab]({BADGE})]({colab_url(manifest, lesson)})\n\n"
+        f"{in_colab(manifest, lesson, carried)}"
         f"**What you will learn**\n\n{learn}\n\n"
         f"**Prerequisites:** {lesson['prerequisites']}\n\n"
         f"**Time:** its cells run in about {minutes} minute{'s' if minutes > 1 else ''} on a CPU.\n\n"
@@ -101,28 +193,56 @@ def header(manifest: dict, index: int) -> str:
     )
 
 
-def shared_cells(manifest: dict, index: int) -> dict[str, str]:
-    """Source of the cells that this script writes, by cell id."""
+def setup_cell(manifest: dict, number: int, carried: bool) -> str:
+    """The cell that finds the package: installed, in a clone, carried, from the repository; the last two if any."""
+    repository, at = manifest["repository"], f"@{manifest['commit']}" if manifest["commit"] else ""
+    ways, places = ["installed", "in a clone"], ["find(*sys.path)", 'find("..")']
+    failed = ["neither installed nor in the folder above"]
+    advice = "open the lesson in a clone, or take its standalone file, which carries the package"
+    if carried:
+        ways.append("carried by this file")
+        places.append('find(unpack() if "unpack" in globals() else "")')
+        failed.append("the folded cell that carries it has not been run")
+        advice = "run that cell, then this one"
+    if repository:
+        ways.append("from GitHub")
+        places.append("find(*install())")
+        failed.append(f"pip could not install it from github.com/{repository}")
+    sentence = f"The package mythos_lite is {', and '.join(failed)}: {advice}."
+    return SETUP.format(
+        number=number,
+        ways=", ".join(ways),
+        places=" or ".join(places),
+        failure="\n".join(f"        {json.dumps(line)}" for line in wrapped(sentence)),
+        subprocess="import subprocess\n" if repository else "",
+        source=f'\nSOURCE = "git+https://github.com/{repository}{at}"\n' if repository else "",
+        install=INSTALL if repository else "",
+    )
+
+
+def wrapped(sentence: str) -> list[str]:
+    """Lines that fit into a cell and give the sentence when put together."""
+    *lines, last = textwrap.wrap(sentence, 108)
+    return [*(f"{line} " for line in lines), last]
+
+
+def shared_cells(manifest: dict, index: int, carried: bool = False) -> dict[str, str]:
+    """Source of the cells that this script writes, by cell id; ``carried`` if the file is to carry the package."""
     return {
-        "header": header(manifest, index),
-        "setup": SETUP.format(repository=manifest["repository"], number=index + 1),
+        "header": header(manifest, index, carried),
+        "setup": setup_cell(manifest, index + 1, carried),
         "footer": navigation(manifest, index),
     }
 
 
 def colab_links(manifest: dict) -> str:
-    rows = [
-        f"| {index} | [{lesson['title']}](notebooks/{lesson['file']}.ipynb) | {lesson['summary']} | "
-        f"{lesson['minutes']} | [open in Colab]({colab_url(manifest, lesson)}) |"
-        for index, lesson in enumerate(manifest["lessons"], start=1)
-    ]
-    return "\n".join(
-        [
-            "# The lessons in Colab", "",
-            "Written by `notebooks/build.py` from `notebooks/lessons.json`; minutes are of a CPU.", "",
-            "| | lesson | | minutes | |", "| --- | --- | --- | --- | --- |", *rows, "",
-        ]
-    )  # fmt: skip
+    table, how = lesson_table(manifest), [UPLOAD, ""]
+    if manifest["repository"]:
+        links = [f"[open in Colab]({colab_url(manifest, lesson)})" for lesson in manifest["lessons"]]
+        rows = zip(table.splitlines(), ["", "---", *links], strict=True)
+        table, how = "".join(f"{row} {link} |\n" for row, link in rows), []
+    said = "Written by `notebooks/build.py` from `notebooks/lessons.json`; minutes are of a CPU."
+    return "\n".join(["# The lessons in Colab", "", said, "", *how, table])
 
 
 def lesson_table(manifest: dict) -> str:
@@ -150,14 +270,76 @@ def write_shared(manifest: dict) -> None:
     readme.write_text(before + begin + lesson_table(manifest) + end + after, encoding="utf-8")
 
 
-def write(path: Path, notebook: nbformat.NotebookNode) -> None:
-    """Write with the metadata that all lessons share and nothing that changes from run to run."""
+def normalise(notebook: nbformat.NotebookNode) -> None:
+    """Leave the metadata that all lessons share and nothing that changes from run to run."""
     notebook.metadata = nbformat.from_dict(KERNEL)
     notebook.nbformat_minor = 5
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})
+
+
+def write(path: Path, notebook: nbformat.NotebookNode) -> None:
+    normalise(notebook)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
+
+
+def carried_files(notebook: nbformat.NotebookNode, number: int) -> list[Path]:
+    """The licence and the package, of the shipped checkpoints only those that the lesson or its exercises name."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    sources.append((PACKAGE / "lessons" / f"lesson{number:02}.py").read_text(encoding="utf-8"))
+    unused = {
+        folder
+        for folder in (PACKAGE / "checkpoints").iterdir()
+        if not any(f'"{folder.name}"' in source for source in sources)
+    }
+    files = {path for path in PACKAGE.rglob("*") if path.is_file() and not unused & set(path.parents)}
+    caches = {path for path in files if re.search(r"/(__pycache__|\.)", f"/{path.relative_to(PACKAGE).as_posix()}")}
+    return sorted({ROOT / "LICENSE", *files - caches})
+
+
+def pack(files: list[Path]) -> str:
+    """The files as text, as small as they get, and the same text whenever the files are the same."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path in files:
+            inside = path.relative_to(ROOT)
+            entry = tarfile.TarInfo((inside if path.is_relative_to(PACKAGE) else "mythos_lite" / inside).as_posix())
+            content = path.read_bytes()
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return base64.b85encode(lzma.compress(archive.getvalue(), filters=[SMALLEST])).decode()
+
+
+def standalone(manifest: dict, index: int) -> nbformat.NotebookNode:
+    """A lesson without outputs that carries the package and the glossary, and links to no file beside it."""
+    notebook = nbformat.read(notebook_path(manifest["lessons"][index]), as_version=4)
+    packed = pack(carried_files(notebook, index + 1))
+    source = CARRIED.format(packed=packed, sha256=hashlib.sha256(packed.encode()).hexdigest())
+    glossary = (FOLDER / "glossary.md").read_text(encoding="utf-8").rstrip()
+    notebook.cells.append(nbformat.v4.new_markdown_cell(glossary, id="glossary"))
+    shared = shared_cells(manifest, index, carried=True)
+    for cell in notebook.cells:
+        cell.source = shared.get(cell.id, cell.source)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        else:
+            cell.source = NEIGHBOUR.sub(r"\1", cell.source)
+    normalise(notebook)
+    carried = nbformat.v4.new_code_cell(source, id="carried", metadata=FOLDED)
+    notebook.cells.insert([cell.id for cell in notebook.cells].index("setup"), carried)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def write_standalone(manifest: dict, folder: Path) -> None:
+    if folder.resolve() == FOLDER:
+        sys.exit(f"error: {folder} holds the lessons themselves; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, lesson in enumerate(manifest["lessons"]):
+        path = folder / notebook_path(lesson).name
+        nbformat.write(standalone(manifest, index), path)
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def put_facts_into_prose(notebook: nbformat.NotebookNode) -> None:
@@ -190,15 +372,19 @@ def run(path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repository", metavar="OWNER/NAME", help="GitHub repository that badges and links point at")
-    parser.add_argument("--run", nargs="+", default=[], metavar="NUMBER", help='lessons to execute, or "all"')
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--run", nargs="+", default=[], metavar="NUMBER", help='lessons to execute, or "all"')
+    task.add_argument("--standalone", type=Path, metavar="DIR", help="write every lesson with the package in it, here")
     args = parser.parse_args()
     manifest = read_manifest()
     repository = args.repository or remote_repository() or manifest["repository"]
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         sys.exit(f"error: repository={repository!r} is not possible: it must be OWNER/NAME")
-    if repository != manifest["repository"]:
-        manifest["repository"] = repository
-        MANIFEST.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    known = {"repository": repository, "commit": package_commit() if repository else None}
+    manifest = {**known, "lessons": manifest["lessons"]}
+    if args.standalone:
+        return write_standalone(manifest, args.standalone)
+    MANIFEST.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_shared(manifest)
     numbers = [lesson["file"][:2] for lesson in manifest["lessons"]]
     if unknown := set(args.run) - {*numbers, "all"}:
@@ -206,6 +392,7 @@ def main() -> None:
     for number, lesson in zip(numbers, manifest["lessons"], strict=True):
         if number in args.run or "all" in args.run:
             print(f"{lesson['file']}: {run(notebook_path(lesson)):.0f} s", flush=True)
+    return None
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ import mythos_lite
 assert state() == before
 heavy = {"matplotlib", "transformers", "tqdm", "scipy", "pandas", "IPython"}
 assert not heavy & (set(sys.modules) - of_torch)
+import mythos_lite.lessons.grading  # which says in a sentence that Jupyter is missing
+assert not {"IPython", "ipywidgets", "nbformat", "nbclient"} & (set(sys.modules) - of_torch)
 """
     run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

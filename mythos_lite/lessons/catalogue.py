@@ -44,5 +44,8 @@ _SIGNS = {OPEN: "…", SOLVED: "✓"}
 
 def _record(number: str, verdict: Verdict) -> None:
     if path := os.environ.get(SCORE_FILE):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"exercise": number, "status": verdict.status, "message": verdict.message}) + "\n")
+        try:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"exercise": number, **verdict._asdict()}) + "\n")
+        except OSError as error:
+            print(f"This verdict is not kept: {path} cannot be written ({error.strerror})")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mythos_lite.lessons.exercise import Exercise, difference
+from mythos_lite.lessons.exercise import Exercise, difference, same
 
 # ---------------------------------------------------------------- 1.1
 
@@ -22,11 +22,14 @@ def _fault_in_cached_numbers(answer: Callable) -> str | None:
     for n_layers, n_kv_heads, head_dim in ((3, 5, 16), (80, 8, 128), (1, 1, 1)):
         got, wanted = answer(n_layers, n_kv_heads, head_dim), cached_numbers(n_layers, n_kv_heads, head_dim)
         if fault := difference(got, wanted):
-            if got == wanted / 2:
+            if same(got, wanted / 2):
                 return "it is half of what is asked for: a token leaves a key and a value"
-            if n_layers > 1 and got == wanted / n_layers:
+            if n_layers > 1 and same(got, wanted / n_layers):
                 return "that is one layer's share: every layer keeps its own keys and values"
-            return f"for n_layers={n_layers}, n_kv_heads={n_kv_heads}, head_dim={head_dim}: {fault}"
+            where = f"for n_layers={n_layers}, n_kv_heads={n_kv_heads}, head_dim={head_dim}: {fault}"
+            if same(got, wanted * 2) or same(got, wanted * 4):
+                return f"{where}; is that in bytes? Numbers are asked for"
+            return where
     return None
 
 
@@ -43,7 +46,7 @@ def _fault_in_expand_kv(answer: Callable) -> str | None:
         kv = torch.randn(2, n_kv_heads, 3, 5, generator=torch.Generator().manual_seed(n_heads))
         got, wanted = answer(kv.clone(), n_heads), expand_kv(kv, n_heads)
         if fault := difference(got, wanted):
-            if isinstance(got, Tensor) and torch.equal(got, kv.repeat(1, n_heads // n_kv_heads, 1, 1)):
+            if same(got, kv.repeat(1, n_heads // n_kv_heads, 1, 1)):
                 return (
                     "heads are in the order 0, 1, 0, 1, …; query heads of one group stand side by side, "
                     "so the order must be 0, 0, …, 1, 1, …"
@@ -65,15 +68,13 @@ def _fault_in_absorb(answer: Callable) -> str | None:
     for batch, heads, length, nope, rank in ((1, 1, 1, 2, 3), (2, 3, 4, 5, 7), (2, 3, 3, 3, 3)):
         query = torch.randn(batch, heads, length, nope, generator=generator)
         key_up = torch.randn(heads, nope, rank, generator=generator)
-        latent = torch.randn(batch, 1, length, rank, generator=generator)
         got, wanted = answer(query.clone(), key_up.clone()), absorb(query, key_up)
         if fault := difference(got, wanted):
-            if nope == rank and isinstance(got, Tensor) and got.shape == wanted.shape:
-                return "the scores come out wrong where n = R: key_up is turned the wrong way round"
+            if nope == rank and same(got, query @ key_up.transpose(1, 2)):
+                return "it is wrong where n = R: key_up is turned the wrong way round"
+            if same(got, wanted / nope**0.5):
+                return "it is divided by √n: the scale belongs to the scores, and is not part of absorbing"
             return f"for queries (B, H, T, n) = {tuple(query.shape)} and key_up {tuple(key_up.shape)}: {fault}"
-        explicit = query @ (latent @ key_up.transpose(1, 2)).transpose(2, 3)
-        if fault := difference(got @ latent.transpose(2, 3), explicit, 1e-4):
-            return f"its scores with the latent are not those of the explicit form: {fault}"
     return None
 
 
@@ -90,9 +91,11 @@ def _fault_in_layers_needed(answer: Callable) -> str | None:
         got, wanted = answer(distance, window), layers_needed(distance, window)
         if fault := difference(got, wanted):
             where = f"for distance={distance}, window={window}: {fault}"
-            if distance and got == math.ceil(distance / window):
+            if distance and any(same(got, wrong) for wrong in (math.ceil(distance / window), distance / window)):
                 return f"{where}; a window counts the token itself, so it reaches back one position less"
-            if not float(got).is_integer() or got < wanted:
+            if same(got, distance // (window - 1) + 1):
+                return f"{where}; a distance that full layers cover needs no further one: round up, do not add one"
+            if same(got, distance / (window - 1)) or same(got, distance // (window - 1)):
                 return f"{where}; a layer begun counts as a whole one"
             return where
     return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mythos_lite.lessons.exercise import Exercise, difference
+from mythos_lite.lessons.exercise import Exercise, difference, fitting_hint, is_number, same
 
 # ---------------------------------------------------------------- 5.1
 
@@ -24,25 +25,41 @@ def act_weights(probabilities: list[float], threshold: float = 0.99) -> list[flo
     return weights + [0.0] * (len(probabilities) - len(weights))
 
 
+_TOKENS = (
+    ([0.5, 0.3, 0.6, 0.4], 0.99),
+    ([0.2, 0.1, 0.1], 0.99),
+    ([1.0, 0.5], 0.99),
+    ([0.02], 0.99),
+    ([0.25, 0.5, 0.245, 0.9, 0.9], 0.99),
+    ([0.01, 0.5, 0.02, 0.7], 0.99),
+    ([0.5, 0.25, 0.125, 0.5], 0.75),  # the threshold is met exactly
+    ([0.5, 0.25, 0.125, 0.5], 0.5),
+)
+"""Halting probabilities of a token, and a threshold."""
+_EXACTLY_MET = "a total that reaches the threshold exactly halts the token: at least, not more than"
+
+
 def _fault_in_act_weights(answer: Callable) -> str | None:
-    for case in ([0.5, 0.3, 0.6, 0.4], [0.2, 0.1, 0.1], [1.0, 0.5], [0.02], [0.25, 0.5, 0.245, 0.9, 0.9]):
-        got = answer(list(case), 0.99)
-        if isinstance(got, Tensor):
-            got = got.tolist()
-        if not isinstance(got, (list, tuple)):
-            return f"it is {type(got).__name__}, and a list of weights is asked for"
-        where = f"for the probabilities {case}"
+    for case, threshold in _TOKENS:
+        got = answer(list(case), threshold)
+        if not isinstance(got, Tensor) or got.ndim != 1:
+            return f"it is {got!r}, and a list of weights is asked for"
+        where = f"for the probabilities {case} and the threshold {threshold}"
         if len(got) != len(case):
             return f"{where}: {len(got)} weights, and one per loop is asked for, {len(case)}, zeros included"
-        wanted = act_weights(case)
-        if fault := difference(torch.tensor(got, dtype=torch.double), torch.tensor(wanted, dtype=torch.double)):
-            total, halted = sum(got), sum(case) >= 0.99
+        wanted = act_weights(case, threshold)
+        if fault := difference(got, torch.tensor(wanted, dtype=torch.double)):
+            total, halted = got.double().sum().item(), sum(case) >= threshold
             if total < 1 - 1e-6 and not halted:
                 return f"{where} the weights sum to {total:g}: when the loops run out, the last one takes what remains"
             if total > 1 + 1e-6:
                 return f"{where} the weights sum to {total:g}: a loop that passes the threshold takes only what remains"
             if total < 1 - 1e-6:
                 return f"{where} the weights sum to {total:g}: the loop at which the token halts takes what remains"
+            if same(got, torch.tensor(act_weights(case, math.nextafter(threshold, 2.0)), dtype=torch.double)):
+                return f"{where}: {fault}; {_EXACTLY_MET}"
+            if same(got, torch.tensor(act_weights(case, 0.99), dtype=torch.double)):
+                return f"{where}: {fault}; use the threshold that is given"
             return f"{where}: {fault}; it should be {[round(w, 3) for w in wanted]}"
     return None
 
@@ -61,18 +78,22 @@ def ponder_cost(probabilities: list[float], threshold: float = 0.99) -> float:
 
 
 def _fault_in_ponder_cost(answer: Callable) -> str | None:
-    for case in ([0.5, 0.3, 0.6, 0.4], [0.2, 0.1, 0.1], [1.0, 0.5], [0.02], [0.25, 0.5, 0.245, 0.9, 0.9]):
-        got, wanted = answer(list(case), 0.99), ponder_cost(case)
+    for case, threshold in _TOKENS:
+        got, wanted = answer(list(case), threshold), ponder_cost(case, threshold)
         if fault := difference(got, wanted):
-            if isinstance(got, (int, float)):
-                loops = int(wanted) if wanted != int(wanted) else int(wanted) - 1
-                if got == loops:
-                    return f"for {case}: the loops are counted, the remainder R is missing"
-                if abs(got - (wanted - loops)) < 1e-6:
-                    return f"for {case}: that is the remainder alone, the loops N are missing"
-                if got > len(case) + 1:
-                    return f"for {case}: it is {got:g}, more than all loops and a whole remainder"
-            return f"for {case}: {fault}"
+            where = f"for the probabilities {case} and the threshold {threshold}"
+            loops = math.ceil(wanted) - 1  # the remainder is above 0 and at most 1
+            if same(got, loops):
+                return f"{where}: the loops are counted, the remainder R is missing"
+            if same(got, wanted - loops):
+                return f"{where}: that is the remainder alone, the loops N are missing"
+            if is_number(got) and got > len(case) + 1:
+                return f"{where}: it is {got:g}, more than all loops and a whole remainder"
+            if same(got, ponder_cost(case, math.nextafter(threshold, 2.0))):
+                return f"{where}: {fault}; {_EXACTLY_MET}"
+            if same(got, ponder_cost(case, 0.99)):
+                return f"{where}: {fault}; use the threshold that is given"
+            return f"{where}: {fault}"
     return None
 
 
@@ -90,15 +111,22 @@ def exit_loop(answers: Tensor, tolerance: float, patience: int) -> int:
     return len(answers)
 
 
-def _make_answers(moves: list[float]) -> Tensor:
-    """Distributions over three answers, each ``moves[i]`` in total variation away from the one before."""
-    rows, direction = [torch.tensor([0.5, 0.3, 0.2], dtype=torch.double)], 1.0
+_START = (0.16, 0.1, 0.1, 0.1, 0.15, 0.13, 0.13, 0.13)
+_DYADIC_START = (0.1875, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.0625)
+
+
+def _make_answers(moves: list[float], start: tuple[float, ...] = _START) -> Tensor:
+    """Distributions over eight answers (L, 8), each ``moves[i]`` in total variation away from the one before.
+
+    The first four rise by a quarter of a move each while the others fall, or the reverse, so that neither the largest
+    change nor the length of the change is the total variation.
+    """
+    rows = [torch.tensor(start, dtype=torch.double)]
+    direction = torch.tensor([0.25] * 4 + [-0.25] * 4, dtype=torch.double)
     for move in moves:
-        if rows[-1][0] + direction * move > 1 or rows[-1][0] + direction * move < 0:
+        if (rows[-1] + move * direction).min() < 0:
             direction = -direction
-        shift = direction * move
-        rest = rows[-1][1:] * (1 - rows[-1][0] - shift) / (1 - rows[-1][0])
-        rows.append(torch.cat([(rows[-1][0] + shift).view(1), rest]))
+        rows.append(rows[-1] + move * direction)
     return torch.stack(rows)
 
 
@@ -107,36 +135,77 @@ _MOVES = (
     [0.004, 0.003, 0.3, 0.3, 0.3, 0.3],
     [0.3, 0.2, 0.3, 0.2],
     [0.007, 0.008, 0.007, 0.008, 0.0],
+    [0.012, 0.011, 0.012, 0.013],
     [0.001],
+    [],
 )
+_EXITS = (
+    *(
+        (_make_answers(moves), tolerance, patience)
+        for moves in _MOVES
+        for tolerance, patience in ((0.01, 1), (0.01, 2), (0.01, 3), (0.0025, 2))
+    ),
+    *((_make_answers([0.25, 0.125, 0.25], _DYADIC_START), 0.25, patience) for patience in (1, 2, 3)),
+)
+"""Answers after each loop, tolerance, patience; the last ones meet the tolerance exactly."""
+
+
+def _variation(answers: Tensor) -> Tensor:
+    return 0.5 * answers.diff(dim=0).abs().sum(dim=-1)
+
+
+def _stop(changes: Tensor, tolerance: float, patience: int, *, in_a_row: bool = True) -> int:
+    quiet = 0
+    for loop, change in enumerate(changes.tolist(), start=2):
+        quiet = quiet + 1 if change <= tolerance else (0 if in_a_row else quiet)
+        if quiet == patience:
+            return loop
+    return len(changes) + 1
+
+
+_EXIT_SUSPECTS = {
+    "the quiet loops must follow each other without a loud one between them": lambda answers, tolerance, patience: (
+        _stop(_variation(answers), tolerance, patience, in_a_row=False)
+    ),
+    "total variation is half the sum of the absolute differences": lambda answers, tolerance, patience: _stop(
+        2 * _variation(answers), tolerance, patience
+    ),
+    "a change of exactly the tolerance is quiet: at most, not less than": lambda answers, tolerance, patience: _stop(
+        _variation(answers), math.nextafter(tolerance, 0.0), patience
+    ),
+    "all probabilities count: the likeliest answer can stay while they move": lambda answers, tolerance, patience: (
+        _stop((answers.argmax(dim=-1).diff() != 0).double(), tolerance, patience)
+    ),
+    "add up the changes of all answers, in place of taking the largest": lambda answers, tolerance, patience: _stop(
+        answers.diff(dim=0).abs().amax(dim=-1), tolerance, patience
+    ),
+    "total variation adds absolute differences, it squares nothing": lambda answers, tolerance, patience: _stop(
+        answers.diff(dim=0).norm(dim=-1), tolerance, patience
+    ),
+    "compare each loop with the one before it, not with the first": lambda answers, tolerance, patience: _stop(
+        0.5 * (answers[1:] - answers[0]).abs().sum(dim=-1), tolerance, patience
+    ),
+    "stop at as many quiet loops as `patience`, not at one more": lambda answers, tolerance, patience: _stop(
+        _variation(answers), tolerance, patience + 1
+    ),
+}
 
 
 def _fault_in_exit_loop(answer: Callable) -> str | None:
-    for moves in _MOVES:
-        for tolerance, patience in ((0.01, 1), (0.01, 2), (0.01, 3), (0.0025, 2)):
-            answers = _make_answers(moves)
-            got, wanted = answer(answers.clone(), tolerance, patience), exit_loop(answers, tolerance, patience)
-            if fault := difference(got, wanted):
-                where = f"changes {moves}, tolerance {tolerance}, patience {patience}: {fault}"
-                if isinstance(got, bool) or not isinstance(got, (int, Tensor)):
-                    return f"{where}; a loop's number is asked for"
-                if got == _stop(moves, tolerance, patience, in_a_row=False):
-                    return f"{where}; the quiet loops must follow each other without a loud one between them"
-                if got == _stop([2 * move for move in moves], tolerance, patience):
-                    return f"{where}; total variation is half the sum of the absolute differences"
-                if got == wanted - 1:
-                    return f"{where}; the first change is known after loop 2, not after loop 1"
-                return where
+    found = [answer(answers.clone(), tolerance, patience) for answers, tolerance, patience in _EXITS]
+    for got, (answers, tolerance, patience) in zip(found, _EXITS, strict=True):
+        wanted = exit_loop(answers, tolerance, patience)
+        if fault := difference(got, wanted):
+            changes = [round(change, 4) for change in _variation(answers).tolist()]
+            where = f"changes {changes}, tolerance {tolerance}, patience {patience}: {fault}"
+            if not is_number(got) or got != int(got):
+                return f"{where}; a loop's number is asked for"
+            if hint := fitting_hint(_EXIT_SUSPECTS, _EXITS, found):
+                return f"{where}; {hint}"
+            if same(got, wanted - 1):
+                return f"{where}; the first change is known after loop 2, not after loop 1"
+            return where
     return None
-
-
-def _stop(moves: list[float], tolerance: float, patience: int, *, in_a_row: bool = True) -> int:
-    quiet = 0
-    for loop, move in enumerate(moves, start=2):
-        quiet = quiet + 1 if move <= tolerance else (0 if in_a_row else quiet)
-        if quiet == patience:
-            return loop
-    return len(moves) + 1
 
 
 # ---------------------------------------------------------------- 5.4
@@ -154,15 +223,13 @@ def _fault_in_share_saved(answer: Callable) -> str | None:
         got, wanted = answer(list(used), fixed, check_share), share_saved(used, fixed, check_share)
         if fault := difference(got, wanted):
             where = f"for loops_used={used}, fixed={fixed}, check_share={check_share}: {fault}"
-            if not isinstance(got, (int, float)) or isinstance(got, bool):
-                return where
-            if abs(got - (1 - wanted)) < 1e-6:
+            if same(got, 1 - wanted):
                 return f"{where}; that is the share spent, and the share saved is asked for"
-            if abs(got - (1 - sum(used) / (len(used) * fixed))) < 1e-6:
+            if same(got, 1 - sum(used) / (len(used) * fixed)):
                 return f"{where}; the exit reads the answer after every loop, and that is not free"
-            if abs(got - (1 - sum(used) * (1 + check_share) / (len(used) * fixed))) < 1e-6:
+            if same(got, 1 - sum(used) * (1 + check_share) / (len(used) * fixed)):
                 return f"{where}; without an exit the answer is read too, once"
-            if abs(got - 100 * wanted) < 1e-4:
+            if same(got, 100 * wanted):
                 return f"{where}; a share lies at 1 or below, this is a percentage"
             return where
     return None

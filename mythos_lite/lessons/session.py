@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mythos_lite.config import check_int
+from mythos_lite.config import check_int, plain
 from mythos_lite.training import default_device
 
 LESSONS = 6
@@ -27,6 +27,7 @@ class Prediction:
     """A guess made before the run, to be set beside what the run gives."""
 
     def __init__(self, about: str, guess: float | None) -> None:
+        guess = plain(guess)
         if guess is not None and (isinstance(guess, bool) or not isinstance(guess, (int, float))):
             raise ValueError(f"guess={guess!r} is not possible: a prediction is a number, or None for none")
         self.about, self.guess = about, guess
@@ -41,7 +42,11 @@ class Prediction:
 
 
 def predict(about: str, guess: float | None) -> Prediction:
-    """Write down a guess; ``reveal`` it once the number is known."""
+    """Write down a guess; ``reveal`` it once the number is known.
+
+    Raises:
+        ValueError: for a guess that is neither a number (Python's, NumPy's or a tensor's) nor ``None``.
+    """
     return Prediction(about, guess)
 
 

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -145,5 +147,130 @@ def test_glossary_names_only_lessons_there_are():
 
 
 def test_manifest_is_complete():
+    manifest = json.loads(build.MANIFEST.read_text(encoding="utf-8"))
+    assert list(manifest) == ["repository", "commit", "lessons"]
     keys = {"file", "title", "summary", "learn", "prerequisites", "minutes"}
-    assert all(lesson.keys() == keys for lesson in json.loads(build.MANIFEST.read_text(encoding="utf-8"))["lessons"])
+    assert all(lesson.keys() == keys for lesson in manifest["lessons"])
+
+
+def disagreement(manifest, remote, commit):
+    """What git knows better than the manifest, if so; nothing where there is no remote on GitHub."""
+    if remote is None:
+        return None
+    if manifest["repository"] != remote:
+        return f"lessons.json names {manifest['repository']}, and the git remote is {remote}"
+    if manifest["commit"] and commit and manifest["commit"] != commit:
+        return f"lessons.json names the commit {manifest['commit']}, and the package's is {commit}"
+    return None
+
+
+def test_manifest_names_the_repository_and_the_commit_that_git_names():
+    found = disagreement(MANIFEST, build.remote_repository(), build.package_commit())
+    assert not found, "run: python notebooks/build.py"
+
+
+@pytest.mark.parametrize(
+    ("repository", "commit", "remote", "known", "said"),
+    [
+        (None, None, None, None, None),
+        ("me/fork", "a", None, "b", None),
+        ("me/fork", "a", "me/fork", "a", None),
+        ("me/fork", None, "me/fork", "a", None),
+        ("me/fork", "a", "me/fork", None, None),
+        (None, None, "me/fork", "a", "lessons.json names None, and the git remote is me/fork"),
+        ("you/fork", "a", "me/fork", "a", "lessons.json names you/fork, and the git remote is me/fork"),
+        ("me/fork", "a", "me/fork", "b", "lessons.json names the commit a, and the package's is b"),
+    ],
+)
+def test_disagreement_of_manifest_and_git_is_found(repository, commit, remote, known, said):
+    found = disagreement({"repository": repository, "commit": commit}, remote, known)
+    assert found is None if said is None else found.startswith(said)
+
+
+def git(folder, *arguments):
+    who = ("-c", "user.name=x", "-c", "user.email=x@localhost")
+    done = subprocess.run(["git", "-C", folder, *who, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def fork(tmp_path, monkeypatch):
+    """A repository with a package of one file, in place of this one."""
+    (tmp_path / "mythos_lite").mkdir()
+    (tmp_path / "mythos_lite" / "__init__.py").touch()
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "package")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("https://github.com/me/fork", "me/fork"),
+        ("https://github.com/me/fork.git", "me/fork"),
+        ("git@github.com:me/fork.js.git", "me/fork.js"),
+        ("ssh://git@github.com/me/fork", "me/fork"),
+        ("https://example.org/me/fork", None),
+        ("https://not-github.com/me/fork", None),
+        ("/srv/github.com.git", None),
+    ],
+)
+def test_repository_is_that_of_the_remote_on_github(address, found, fork):
+    assert build.remote_repository() is None
+    git(fork, "remote", "add", "origin", address)
+    assert build.remote_repository() == found
+
+
+def test_commit_is_the_last_that_changed_the_package(fork, monkeypatch):
+    package = git(fork, "rev-parse", "HEAD")
+    (fork / "notes.txt").touch()
+    git(fork, "add", ".")
+    git(fork, "commit", "--quiet", "--message", "notes")
+    assert build.package_commit() == package
+    (fork / "mythos_lite" / "more.py").touch()
+    assert build.package_commit() is None, "files differ from the commit"
+    (fork / "mythos_lite" / "more.py").unlink()
+    git(fork, "clone", "--quiet", "--depth", "1", fork.as_uri(), fork / "shallow")
+    monkeypatch.setattr(build, "ROOT", fork / "shallow")
+    assert build.package_commit() is None, "a shallow clone does not know"
+    monkeypatch.setattr(build, "ROOT", Path("/"))
+    assert build.package_commit() is None, "no repository"
+
+
+def test_build_points_everything_at_the_repository(fork, monkeypatch):
+    (fork / "notebooks").mkdir()
+    manifest = fork / "notebooks" / "lessons.json"
+    shutil.copy(build.MANIFEST, manifest)
+    monkeypatch.setattr(build, "FOLDER", fork / "notebooks")
+    monkeypatch.setattr(build, "MANIFEST", manifest)
+    for lesson in MANIFEST["lessons"]:
+        cells = [nbformat.v4.new_markdown_cell("", id=name) for name in ("header", "footer")]
+        cells.insert(1, nbformat.v4.new_code_cell("", id="setup"))
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), build.notebook_path(lesson))
+    (fork / "README.md").write_text("<!-- lessons: begin -->\n<!-- lessons: end -->\n")
+    commit = git(fork, "rev-parse", "HEAD")
+
+    def built(*arguments):
+        monkeypatch.setattr("sys.argv", ["build.py", *arguments])
+        build.main()
+        written = json.loads(manifest.read_text(encoding="utf-8"))
+        files = [fork / "colab_links.md", *sorted(build.FOLDER.glob("*.ipynb"))]
+        return (written["repository"], written["commit"]), [path.read_text(encoding="utf-8") for path in files]
+
+    known, texts = built()
+    assert known == (None, None)
+    assert not any("github" in text for text in texts)
+    assert all("--standalone DIR" in text for text in texts)
+
+    known, texts = built("--repository", "me/fork")
+    assert known == ("me/fork", commit)
+    assert all("colab.research.google.com/github/me/fork/blob/main/notebooks/0" in text for text in texts)
+    assert all(f"git+https://github.com/me/fork@{commit}" in text for text in texts[1:])
+
+    git(fork, "remote", "add", "origin", "git@github.com:you/fork.git")
+    assert built("--repository", "me/fork")[0][0] == "me/fork", "what is asked for comes before the remote"
+    assert built()[0] == ("you/fork", commit)
+    with pytest.raises(SystemExit, match=r"repository='.+' is not possible"):
+        built("--repository", "https://github.com/me/fork")
