@@ -53,7 +53,7 @@ test-fast: $(FAST)/created
 	$(FAST)/bin/python -m pytest -n 2 $(ARGS)
 
 test-lowest: $(LOWEST)/created
-	$(LOWEST)/bin/python -m pytest -n 2 $(addprefix --deselect ,$(NOT_LOWEST)) $(ARGS)
+	$(LOWEST)/bin/python -m pytest -n 2 --disable-warnings $(addprefix --deselect ,$(NOT_LOWEST)) $(ARGS)
 
 test-study: $(VENV)/package
 	rm -rf runs/slice

@@ -61,9 +61,13 @@ def installed() -> dict[str, str]:
     return versions | {f"{name}'s files": hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
 
 
+def changed(before: dict[str, str]) -> dict[str, str | None]:
+    after = installed()
+    return {name: after.get(name) for name, _ in after.items() ^ before.items()}
+
+
 def brings_the_package_alone(before: dict[str, str], how: str) -> None:
-    brought = dict(installed().items() ^ before.items())
-    if brought.keys() != {"mythos-lite"}:
+    if (brought := changed(before)).keys() != {"mythos-lite"}:
         sys.exit(f"{how} changed more than mythos-lite: {brought}")
 
 
@@ -191,8 +195,8 @@ def run_in_colab(scratch: Path) -> None:
         run_apart(scratch / "wheel", [], {"CI": "1"})
         pip("uninstall", "--yes", "mythos-lite")
 
-        print("Whole lessons: standalone files, ", end="", flush=True)
         build.write_standalone(build.read_manifest(), scratch / "standalone")
+        print("Whole lessons: standalone files, ", end="", flush=True)
         prefix, environment = network_off()
         run_apart(scratch / "standalone", prefix, environment)
 
@@ -200,8 +204,8 @@ def run_in_colab(scratch: Path) -> None:
         check_repository(build, clone, scratch)
     finally:
         pip("uninstall", "--yes", "mythos-lite")
-    if installed() != before:
-        sys.exit(f"packages were changed: {dict(installed().items() ^ before.items())}")
+    if brought := changed(before):
+        sys.exit(f"packages were changed: {brought}")
     print(f"All lessons are right with these versions; {time.perf_counter() - started:.0f} s")
 
 

@@ -36,6 +36,7 @@ def load(path):
 
 build = load(ROOT / "notebooks" / "build.py")
 versions = load(ROOT / "tests" / "colab" / "versions.py")
+lessons = load(ROOT / "tests" / "colab" / "lessons.py")
 LESSONS = build.read_manifest()["lessons"]
 NOBODY = {"repository": None, "commit": None, "lessons": LESSONS}
 FORK = {"repository": "me/fork", "commit": "0123abc", "lessons": LESSONS}
@@ -329,6 +330,37 @@ def test_alternative_text_needs_nothing_that_ipython_of_colab_has_not(monkeypatc
     data, metadata = shown[0]._repr_mimebundle_()
     assert data["image/png"]
     assert metadata["image/png"]["alt"] == "a line"
+
+
+def test_what_is_wrong_with_a_saved_lesson_is_found():
+    picture = {"output_type": "display_data", "data": {"image/png": ""}, "metadata": {"image/png": {"alt": "a line"}}}
+    bare = {**picture, "metadata": {}}
+    error = {"output_type": "error", "ename": "E", "evalue": "broken", "traceback": []}
+    warning = {"output_type": "stream", "name": "stderr", "text": "old"}
+
+    def faults(*outputs):
+        cell = nbformat.v4.new_code_cell(id="x", outputs=[nbformat.from_dict(output) for output in outputs])
+        return lessons.faults(nbformat.v4.new_notebook(cells=[cell]))
+
+    assert faults(picture) == []
+    assert faults(picture, bare, error, warning) == ["x: a figure has no alternative text", "x: broken", "x: old"]
+    assert faults() == ["no figure was saved"]
+
+
+def test_a_package_that_brings_another_is_refused(monkeypatch):
+    before = {"torch": "2.11.0", "torch's files": "a"}
+    for after, said in (
+        ({**before, "mythos-lite": "0.1.0"}, None),
+        ({**before, "mythos-lite": "0.1.0", "numpy": "9"}, "numpy"),
+        ({"torch": "2.13.0", "torch's files": "b", "mythos-lite": "0.1.0"}, "2.13.0"),
+        ({**before, "torch's files": "b", "mythos-lite": "0.1.0"}, "torch's files"),
+    ):
+        monkeypatch.setattr(lessons, "installed", lambda after=after: after)
+        if said is None:
+            lessons.brings_the_package_alone(before, "the wheel")
+        else:
+            with pytest.raises(SystemExit, match=said):
+                lessons.brings_the_package_alone(before, "the wheel")
 
 
 def test_list_of_colab_says_where_it_is_from_and_pins_everything():
