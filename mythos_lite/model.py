@@ -40,6 +40,7 @@ from mythos_lite.config import ModelConfig, check_int, check_number
 from mythos_lite.halting import ActHalting, ActState, ConvergenceExit, answer_change
 from mythos_lite.injection import make_injection
 from mythos_lite.layers import rms_norm
+from mythos_lite.modes import Unfilled
 from mythos_lite.moe import RouterStats, SparseMoE
 
 
@@ -340,7 +341,7 @@ class RecurrentDepthTransformer(nn.Module):
         if config.n_prelude_layers + config.n_core_layers + config.n_coda_layers > len(found.shapes):
             raise CheckpointError(f"{folder_or_name} has more layers in its configuration than weights")
         try:
-            with torch.inference_mode(False), torch.device("meta"):  # takes no memory, and no random numbers
+            with torch.inference_mode(False), torch.device("meta"), Unfilled():  # which takes no memory
                 model = cls(config)
         except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
             raise CheckpointError(f"{folder_or_name} describes a model that cannot be built: {error}") from error

@@ -65,6 +65,21 @@ class DrawFrom(torch.overrides.TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class Unfilled(torch.overrides.TorchFunctionMode):
+    """While it lasts, what initial values would be written into keeps what it holds.
+
+    For models that get their weights from a file: on the device "meta", where they are built, such a write would
+    load torch's compiler first.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return kwargs["out"] if name == "eye" and "out" in kwargs else function(*args, **kwargs)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module that ``torch.compile`` was given; any other module as it is."""
     return getattr(model, "_orig_mod", model)
