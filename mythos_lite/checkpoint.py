@@ -61,7 +61,7 @@ _held: dict[tuple[int, int, int], int] = {}
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path, patience: float = 2.0) -> Iterator[None]:
+def only_writer(folder: Path, patience: float = 1.0) -> Iterator[None]:
     """Keep other processes and threads from writing into ``folder``, which must exist, as long as this lasts.
 
     The lock lies on the folder itself, so no file stays behind, and it ends with the process. Whoever holds it may
