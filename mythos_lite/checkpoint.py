@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mythos_lite.config import ModelConfig
+from mythos_lite.config import ModelConfig, plain
 
 try:
     import fcntl
@@ -51,13 +51,17 @@ class CheckpointError(ValueError):
     """Files that cannot be loaded; the message says which and why."""
 
 
+class _Mixed(CheckpointError):
+    """Weights and configuration are not of one checkpoint."""
+
+
 def shipped_names() -> list[str]:
     """Names that ``from_pretrained`` takes besides folders."""
     return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG_FILE).is_file())
 
 
-_held: dict[tuple[int, int, int], int] = {}
-"""Folders that are locked, by device, inode and thread, and how many times."""
+_held: dict[tuple[int, ...], int] = {}
+"""Folders that are locked, by device, inode, process and thread, and how many times."""
 
 
 @contextlib.contextmanager
@@ -76,27 +80,25 @@ def only_writer(folder: Path, patience: float = 1.0) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         status = os.fstat(handle)
-        key = status.st_dev, status.st_ino, threading.get_ident()
-        if key not in _held:
-            _lock(handle, folder, patience)
-        _held[key] = _held.get(key, 0) + 1
+        key = status.st_dev, status.st_ino, os.getpid(), threading.get_ident()
+        deadline = time.monotonic() + patience
+        while (taken := _is_taken(handle)) and key not in _held:
+            if time.monotonic() > deadline:
+                what = "another run is writing here; wait for its end, or choose another folder"
+                raise BlockingIOError(errno.EWOULDBLOCK, what, str(folder))
+            time.sleep(0.02)
         try:
+            _held[key] = _held.get(key, 0) + 1
             yield
         finally:
-            _held[key] -= 1
+            _held[key] = _held.get(key, 1) - 1
             if not _held[key]:
                 del _held[key]
+            if not taken:  # in so many words, since a process that was forked meanwhile has the handle too
+                with contextlib.suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
-
-
-def _lock(handle: int, folder: Path, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while _is_taken(handle):
-        if time.monotonic() > deadline:
-            what = "another run is writing here; wait for its end, or choose another folder"
-            raise BlockingIOError(errno.EWOULDBLOCK, what, str(folder))
-        time.sleep(0.02)
 
 
 def _is_taken(handle: int) -> bool:
@@ -112,15 +114,16 @@ def write_files(contents: dict[Path, bytes]) -> None:
     """Put each content at its path, all or none: an error on the way leaves every file as it was.
 
     Everything is written beside its place first, and what is there gets a second name; what then remains is to
-    rename. The folders must exist.
+    rename. Where even putting back is cut short, these files stay, and so do those of an earlier writer until
+    something has taken their place. The folders must exist.
     """
     with contextlib.ExitStack() as locks:
         for folder in sorted({path.parent for path in contents}):
             locks.enter_context(only_writer(folder))
         new, old, moved = {}, {}, []
+        left_over = [other for path in contents for other in _left_overs(path)]
         try:
             for path, content in contents.items():
-                _clear_left_overs(path)
                 new[path] = _beside(path)
                 _write_through(new[path], content, path)
             for path in contents:
@@ -140,10 +143,9 @@ def write_files(contents: dict[Path, bytes]) -> None:
                     os.replace(old[path], path)
                 else:
                     path.unlink(missing_ok=True)
+            _remove(*new.values(), *old.values())
             raise
-        finally:
-            for temporary in (*new.values(), *old.values()):
-                temporary.unlink(missing_ok=True)
+        _remove(*old.values(), *left_over)
 
 
 def _beside(path: Path) -> Path:
@@ -157,9 +159,9 @@ def _left_overs(path: Path) -> list[Path]:
     return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
 
 
-def _clear_left_overs(path: Path) -> None:
-    for left_over in _left_overs(path):
-        left_over.unlink(missing_ok=True)
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _give_second_name(path: Path, other: Path) -> None:
@@ -235,13 +237,20 @@ def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: di
         raise ValueError(f"{flaw}; nothing was written")
     content = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "notes": notes}
     try:
-        config_text = json.dumps(content, indent=2, default=_as_json, allow_nan=False) + "\n"
+        config_text = json.dumps(_plain_keys(content), indent=2, default=_as_json, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"notes must be values that JSON can hold ({error}); nothing was written") from error
     metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(json.loads(config_text))}
     folder = make_folder(folder)
     write_files({folder / WEIGHTS_FILE: pack(tensors, metadata), folder / CONFIG_FILE: config_text.encode()})
     return folder
+
+
+def _plain_keys(value: object) -> object:
+    """The same with NumPy's and torch's numbers as Python's where they are keys."""
+    if isinstance(value, dict):
+        return {plain(key): _plain_keys(entry) for key, entry in value.items()}
+    return [_plain_keys(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _as_json(value: object) -> object:
@@ -312,6 +321,14 @@ def open_checkpoint(folder_or_name: str | os.PathLike) -> Checkpoint:
             names = ", ".join(repr(name) for name in shipped_names()) or "none"
             raise CheckpointError(f"{str(folder_or_name)!r} is neither a folder nor a shipped checkpoint ({names})")
         folder = SHIPPED / str(folder_or_name)
+    for _ in range(3):
+        with contextlib.suppress(_Mixed):
+            return _open(folder)
+        time.sleep(0.05)  # somebody may be between the two files
+    return _open(folder)
+
+
+def _open(folder: Path) -> Checkpoint:
     path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config, content, fingerprint = _read_config(path)
     shapes, metadata = read_header(weights)
@@ -329,7 +346,7 @@ def _left_behind(path: Path, fingerprint: str | None) -> tuple[ModelConfig, dict
             config, content, found = _read_config(left_over)
             if found == fingerprint:
                 return config, content
-    raise CheckpointError(f"{path.with_name(WEIGHTS_FILE)} belongs to another configuration than {path}")
+    raise _Mixed(f"{path.with_name(WEIGHTS_FILE)} belongs to another configuration than {path}")
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict, str]:

@@ -47,6 +47,7 @@ def check_int(field: str, value: object, low: int, high: int | None = None) -> i
 
 def check_ints(field: str, values: Iterable[int], low: int) -> list[int]:
     """Whole numbers in a row (a list, a range, an array, a generator …) as a list; an empty one is rejected."""
+    values = plain(values)
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         _reject(field, values, f"{field} must be whole numbers in a row, such as [1, 2, 4]")
     found = [check_int(field, value, low) for value in values]
@@ -78,6 +79,12 @@ def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     """Reject everything that is not one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         _reject(field, value, f"{field} must be one of " + ", ".join(repr(c) for c in choices))
+
+
+def check_bool(field: str, value: object) -> None:
+    """Reject everything but ``True`` and ``False``."""
+    if not isinstance(value, bool):
+        _reject(field, value, "it must be True or False")
 
 
 class Config:
@@ -173,8 +180,7 @@ class ModelConfig(Config):
         check_choice("injection", self.injection, INJECTIONS)
         check_choice("state_activation", self.state_activation, STATE_ACTIVATIONS)
         check_choice("halting", self.halting, HALTINGS)
-        if not isinstance(self.loop_index_embedding, bool):
-            _reject("loop_index_embedding", self.loop_index_embedding, "it must be True or False")
+        check_bool("loop_index_embedding", self.loop_index_embedding)
         if self.loop_index_embedding and self.d_model < 16:
             _reject(
                 "d_model",

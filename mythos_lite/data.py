@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mythos_lite.config import ModelConfig, check_choice, check_int
+from mythos_lite.config import ModelConfig, check_bool, check_choice, check_int
 
 SPLITS = ("train", "held_out")
 _HELD_OUT_SHARE = 0.2
@@ -204,6 +204,7 @@ class ChainTask(Task):
     def __post_init__(self) -> None:
         for field in ("modulus", "n_symbols"):
             object.__setattr__(self, field, check_int(field, getattr(self, field), 2))
+        check_bool("start_token", self.start_token)
         if self.n_symbols < self.modulus:
             raise ValueError(
                 f"n_symbols={self.n_symbols} is not possible: answers 0 to {self.modulus - 1} need a token each; "
@@ -236,6 +237,7 @@ class PermutationTask(Task):
     def __post_init__(self) -> None:
         object.__setattr__(self, "degree", check_int("degree", self.degree, 2, 6))
         object.__setattr__(self, "n_symbols", check_int("n_symbols", self.n_symbols, 2, self.n_answers))
+        check_bool("start_token", self.start_token)
 
     @property
     def n_answers(self) -> int:

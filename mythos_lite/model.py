@@ -143,7 +143,17 @@ class RecurrentDepthTransformer(nn.Module):
     # ---------------------------------------------------------------- the loop
 
     def loop(self, token_ids: Tensor, n_loops: int | None = None, cache: Cache | None = None) -> Iterator[LoopStep]:
-        """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops."""
+        """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops.
+
+        Raises:
+            ValueError: as ``forward``.
+        """
+        if cache is not None:
+            self._refuse_padding(token_ids, "a cache keeps every token, and later ones would attend to it")
+        return self._loop(token_ids, n_loops, cache)
+
+    def _loop(self, token_ids: Tensor, n_loops: int | None, cache: Cache | None) -> Iterator[LoopStep]:
+        """``loop`` for tokens of which those that the model itself has chosen may be padding."""
         n_loops = self.check_input(token_ids, n_loops, cache)
         positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
         counted = self._counted(token_ids)
@@ -239,7 +249,7 @@ class RecurrentDepthTransformer(nn.Module):
         steps: list[LoopStep] = []
         readouts: list[Tensor] = []
         changes: list[float] = []
-        for step in self.loop(token_ids, n_loops, cache):
+        for step in self._loop(token_ids, n_loops, cache):
             steps = [*steps, step] if trace else [step]
             if trace or exit_policy is not None:
                 readouts = [*(readouts if trace else readouts[-1:]), self.read_out(step.output, positions, cache)]

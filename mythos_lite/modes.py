@@ -48,10 +48,14 @@ def check_differentiable(model: nn.Module) -> None:
         )
 
 
-class DrawFrom(torch.overrides.TorchFunctionMode):
-    """While it lasts, this thread's random numbers come from ``generator``, a CPU one, and not from torch's own.
+_MADE = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
 
-    Torch's own generator is shared by all threads, so two models that are built at once would mix their draws.
+
+class DrawFrom(torch.overrides.TorchFunctionMode):
+    """While it lasts, this thread's random numbers come from ``generator``, a CPU one, and are float32.
+
+    Torch's own generator is shared by all threads, so two models that are built at once would mix their draws; so is
+    its default type.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -62,6 +66,8 @@ class DrawFrom(torch.overrides.TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if (function in _DRAWS or "generator" in kwargs) and kwargs.get("generator") is None:
             kwargs["generator"] = self.generator
+        if function in _MADE and kwargs.get("dtype") is None:
+            kwargs["dtype"] = torch.float32
         return function(*args, **kwargs)
 
 

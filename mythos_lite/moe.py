@@ -23,6 +23,7 @@ width, C pairs of the busiest expert.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -122,21 +123,22 @@ class _Hold:
 
     def __init__(self, from_loop: int) -> None:
         self.from_loop = from_loop
-        self.last: dict[SparseMoE, tuple[int, Tensor]] = {}
+        self.last: dict[tuple[SparseMoE, int], tuple[int, Tensor]] = {}  # by layer and thread
 
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copy of the model is not held: nobody would let it go."""
+    def __reduce__(self) -> tuple:
+        """A copy of the model is not held, whichever way it was made: nobody would let it go."""
+        return type(None), ()
 
     def choose(self, layer: SparseMoE, chosen: Tensor, loop: int) -> Tensor:
         if loop >= self.from_loop:
-            before = self.last.get(layer)
+            before = self.last.get((layer, threading.get_ident()))
             if before is None or before[0] != loop - 1 or before[1].shape != chosen.shape:
                 raise ValueError(
                     f"hold_experts does not know these tokens' experts of loop {loop}; run them through the loop "
                     "from its start, one batch after the other"
                 )
             chosen = before[1]
-        self.last[layer] = loop, chosen
+        self.last[layer, threading.get_ident()] = loop, chosen
         return chosen
 
 

@@ -92,7 +92,7 @@ def make_loop_map(model: RecurrentDepthTransformer, token_ids: Tensor, t: int = 
 @own_derivatives()
 def jacobian(loop_map: LoopMap, h: Tensor) -> Tensor:
     """J at the state h (1, T, D): (T·D, T·D), rows outputs, columns inputs."""
-    h, out = _differentiable(loop_map, h)
+    h, out = _differentiable(loop_map, _checked(h, "exact"))
     return torch.cat([_rows(out, h, position).flatten(1) for position in range(h.shape[1])])
 
 
@@ -212,22 +212,32 @@ def monitor(model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, 
 def _checked(h: Tensor, method: str) -> Tensor:
     """The state, if it is one and the method is known."""
     check_choice("method", method, METHODS)
+    if not isinstance(h, Tensor):
+        raise ValueError(f"the state must be a tensor of shape (1, T, D), not {type(h).__name__}")
     if h.ndim != 3 or h.shape[0] != 1 or not h.numel() or not h.is_floating_point():
         raise ValueError(f"the state must be floating-point numbers of shape (1, T, D), not {h.dtype} {tuple(h.shape)}")
     return ordinary(h.detach())
 
 
 def _differentiable(loop_map: LoopMap, h: Tensor) -> tuple[Tensor, Tensor]:
-    """The state as a leaf of the graph, and the state after it."""
+    """The state as a leaf of the graph, and the state after it.
+
+    Raises:
+        ValueError: for a map that leaves no trace for autograd: its derivative would read as zero.
+    """
     h = ordinary(h.detach()).requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # fused kernels cannot take many gradients at once
-        return h, loop_map(h)
+        out = loop_map(h)
+    if not out.requires_grad:
+        raise ValueError(
+            "no derivative can be taken through this loop map; does it run in torch.no_grad or torch.inference_mode, "
+            "or detach its state?"
+        )
+    return h, out
 
 
 def _rows(out: Tensor, h: Tensor, position: int) -> Tensor:
     """The rows of J that belong to one position's outputs: (D, T, D), outputs by inputs."""
-    if not out.requires_grad:
-        return h.new_zeros(h.shape[2], *h.shape[1:])
     seeds = torch.eye(h.shape[2], dtype=out.dtype, device=h.device)
     # Anomaly mode looks into every gradient, which cannot be done for many at once.
     with torch.autograd.set_detect_anomaly(False):
@@ -239,7 +249,7 @@ def _rows(out: Tensor, h: Tensor, position: int) -> Tensor:
 
 
 def _random_like(h: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(check_int("seed", seed, 0))
     return torch.randn(h.shape, generator=generator, dtype=torch.float32, device="cpu").to(h.device, h.dtype)
 
 

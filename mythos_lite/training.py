@@ -57,6 +57,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def can_show_progress() -> bool:
+    """Whether there is a stderr to write to; a program without a terminal may have none, or a closed one."""
+    return sys.stderr is not None and not getattr(sys.stderr, "closed", False)
+
+
 @contextlib.contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
     """Within, torch makes tensors on the CPU and draws the initial weights of ``seed``.
@@ -172,7 +177,7 @@ def train(
     optimizer = make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
     state = RunState(model, task, config, optimizer, average, folder)
-    hidden = sys.stderr is None or (bool(os.environ.get("CI")) if progress is None else not progress)
+    hidden = not can_show_progress() or (bool(os.environ.get("CI")) if progress is None else not progress)
     with contextlib.nullcontext() if folder is None else only_writer(state.folder):
         history = _train(state, stream, on_record, hidden)
     model.load_state_dict(average, strict=False)

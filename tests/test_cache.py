@@ -422,6 +422,8 @@ def test_padding_is_refused_where_later_tokens_would_attend_to_it():
     for padded in (torch.cat([ids, torch.full((2, 1), 9)], dim=1), torch.full((2, 1), 9)):
         with pytest.raises(ValueError, match=r"padding \(token 9\); a cache keeps every token"):
             model(padded, cache=cache)
+        with pytest.raises(ValueError, match=r"padding \(token 9\)"):
+            list(model.loop(padded, 3, cache))
     assert cache.length == 0
     model(ids, cache=cache)
     assert cache.length == LENGTH

@@ -389,7 +389,7 @@ def test_notes_that_are_not_json_are_refused_before_anything_is_written(saved):
 
 def test_notes_may_be_whatever_json_can_say(tmp_path):
     numbers = {"loss": np.float32(0.5), "seed": np.int64(3), "curve": np.arange(3), "rate": torch.tensor(0.25)}
-    folder = scrambled().save_pretrained(tmp_path, accuracy_by_length={8: 0.99, 16: 0.98}, **numbers)
+    folder = scrambled().save_pretrained(tmp_path, accuracy_by_length={8: 0.99, np.int64(16): 0.98}, **numbers)
     load(folder)
     assert open_checkpoint(folder).notes == {
         "accuracy_by_length": {"8": 0.99, "16": 0.98}, "loss": 0.5, "seed": 3, "curve": [0, 1, 2], "rate": 0.25
@@ -516,8 +516,20 @@ def test_writers_that_take_turns_leave_a_checkpoint_of_one_of_them(tmp_path):
 
 
 def test_the_end_of_the_process_between_the_two_files_loses_nothing(saved):
-    """A child that ends as with the power: nothing runs any more after the first file has been moved."""
     other = scrambled(CONFIGS["additive, act, adapter"], seed=1)
+    end_after_the_first_move(lambda: other.save_pretrained(saved, seed=9))
+    assert len(contents(saved)) > 2
+    loaded = load(saved)
+    assert loaded.config == other.config
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in other.state_dict().items())
+    assert open_checkpoint(saved).notes == {"seed": 9}
+    scrambled().save_pretrained(saved)
+    assert sorted(contents(saved)) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert load(saved).config == TINY
+
+
+def end_after_the_first_move(save):
+    """In a child that ends as with the power: nothing runs any more after the first file has been moved."""
     if not (child := os.fork()):
         real = os.replace
 
@@ -526,15 +538,69 @@ def test_the_end_of_the_process_between_the_two_files_loses_nothing(saved):
             os._exit(0)
 
         os.replace = last_act
-        other.save_pretrained(saved, seed=9)
+        save()
     os.waitpid(child, 0)
-    assert len(contents(saved)) > 2
-    loaded = load(saved)
-    assert loaded.config == other.config
-    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in other.state_dict().items())
+
+
+def test_a_full_disk_after_the_power_went_out_loses_nothing_either(saved, monkeypatch):
+    other = scrambled(seed=1)
+    end_after_the_first_move(lambda: other.save_pretrained(saved, seed=9))
+    fail_at(monkeypatch, "fsync", 2)  # the weights are written, the configuration is not
+    with pytest.raises(OSError, match=CONFIG_FILE):
+        scrambled(seed=2).save_pretrained(saved, seed=10)
     assert open_checkpoint(saved).notes == {"seed": 9}
+    loaded = load(saved).state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in other.state_dict().items())
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_interrupts_while_putting_back_leave_one_of_the_two(saved, last, monkeypatch):
+    real, calls = os.replace, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) <= last:
+            real(*arguments)
+        if len(calls) >= min(last, 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scrambled(CONFIGS["additive, act, adapter"], seed=1).save_pretrained(saved, seed=9)
+    monkeypatch.undo()
+    assert open_checkpoint(saved).notes in ({"recipe": "none", "seed": 3}, {"seed": 9})
+    load(saved)
     scrambled().save_pretrained(saved)
     assert sorted(contents(saved)) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_forked_process_neither_has_the_lock_nor_keeps_it(saved):
+    (told, tell), (may_end, end) = os.pipe(), os.pipe()
+    with only_writer(saved):
+        if not (child := os.fork()):
+            try:
+                with only_writer(saved, patience=0.1):
+                    os.write(tell, b"in")
+            except OSError:
+                os.write(tell, b"refused")
+            os.read(may_end, 1)
+            os._exit(0)
+        assert os.read(told, 9) == b"refused"
+    with only_writer(saved, patience=0.1):  # the child, which has the handle too, still lives
+        os.write(end, b"x")
+    os.waitpid(child, 0)
+
+
+def test_loading_while_somebody_saves_waits_for_the_second_file(saved, monkeypatch):
+    real, tries = files._open, []
+
+    def half_done(folder):
+        tries.append(folder)
+        if len(tries) < 3:
+            raise files._Mixed("between the two files")
+        return real(folder)
+
+    monkeypatch.setattr(files, "_open", half_done)
     assert load(saved).config == TINY
 
 

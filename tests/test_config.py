@@ -191,7 +191,10 @@ def test_whole_numbers_in_a_row_may_come_in_any_row(values):
     assert check_ints("n", values, 1) == check_ints("n", iter(values), 1) == [1, 2]
 
 
-@pytest.mark.parametrize("values", [[], iter(()), np.array([]), "12", b"12", 3, None, [0], [1.0], ["1"], [True]])
+@pytest.mark.parametrize(
+    "values",
+    [[], iter(()), np.array([]), "12", b"12", 3, np.array(3), torch.tensor(3), None, [0], [1.0], ["1"], [True]],
+)
 def test_what_is_no_row_of_whole_numbers_is_rejected(values):
     with pytest.raises(ValueError, match=r"^n=.* is not possible: n must"):
         check_ints("n", values, 1)

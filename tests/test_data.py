@@ -421,3 +421,10 @@ def test_a_model_of_another_task_does_not_fit():
     ):
         with pytest.raises(ValueError, match=named):
             task.check_fit(config, n)
+
+
+@pytest.mark.parametrize("make", [ChainTask, PermutationTask])
+@pytest.mark.parametrize("value", [2, "no", None])
+def test_a_start_token_is_there_or_not(make, value):
+    with pytest.raises(ValueError, match=r"start_token=.* True or False"):
+        make(start_token=value)

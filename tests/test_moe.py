@@ -2,6 +2,8 @@
 
 import copy
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -362,9 +364,17 @@ def test_a_copy_made_while_experts_are_held_is_free(restless):
     free = experts_of(model, ids)
     with hold_experts(model.core, 1):
         experts_of(model, ids)
-        double = copy.deepcopy(model)
+        doubles = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        assert all(map(torch.equal, experts_of(doubles[0], ids), free))
+    for double in doubles:
         assert all(map(torch.equal, experts_of(double, ids), free))
-    assert all(map(torch.equal, experts_of(double, ids), free))
+
+
+def test_threads_that_share_a_hold_do_not_share_experts(restless):
+    model, batches = restless
+    with hold_experts(model.core, 1), ThreadPoolExecutor(3) as pool:
+        for ids, held in zip(batches * 4, pool.map(lambda ids: experts_of(model, ids, 12), batches * 4), strict=True):
+            assert all(torch.equal(chosen, held[0]) for chosen in held), ids
 
 
 def test_passes_that_are_mixed_up_are_an_error_while_experts_are_held(restless):

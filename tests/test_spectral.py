@@ -598,6 +598,16 @@ def test_a_compiled_model_is_measured_as_the_module_that_it_was_made_of():
     assert measures_of(compiled, tokens()) == measures_of(model, tokens())
 
 
+@pytest.mark.parametrize("blocked", [torch.no_grad(), torch.inference_mode(), lambda f: lambda h: f(h).detach()])
+@pytest.mark.parametrize(
+    "measure", [jacobian, jacobian_radius, largest_singular_value, lambda f, h: gains_along_chain(f, h, 0)]
+)
+def test_a_map_that_leaves_no_trace_is_refused_and_not_called_stable(measure, blocked):
+    loop_map, e = map_and_state(SMALL)
+    with pytest.raises(ValueError, match="no derivative can be taken through this loop map"):
+        measure(blocked(loop_map), e)
+
+
 def test_a_frozen_model_has_no_gradient_norms():
     model = build(SMALL, torch.float32).requires_grad_(False)
     assert gradient_norms(model, LAST, draw(), 3) == [0.0, 0.0, 0.0]
@@ -633,17 +643,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     "state", [torch.zeros(1, 3, 4, dtype=torch.int64), torch.zeros(1, 0, 4), torch.zeros(1, 3, 0), torch.zeros(0, 3, 4)]
 )
 @pytest.mark.parametrize(
-    "measure", [jacobian_radius, largest_singular_value, lambda loop_map, h: gains_along_chain(loop_map, h, 0)]
+    "measure",
+    [jacobian, jacobian_radius, largest_singular_value, lambda loop_map, h: gains_along_chain(loop_map, h, 0)],
 )
 def test_states_that_are_none_are_refused(measure, state):
     with pytest.raises(ValueError, match="the state must be floating-point numbers of shape"):
         measure(lambda h: h, state)
+    with pytest.raises(ValueError, match="the state must be a tensor"):
+        measure(lambda h: h, np.zeros((1, 3, 4)))
 
 
 @pytest.mark.parametrize("n_iterations", [np.int64(24), torch.tensor(24)])
 def test_numbers_of_numpy_and_torch_are_taken(n_iterations):
     loop_map, e = map_and_state(SMALL)
     wanted = jacobian_radius(loop_map, e, method="iterative", n_iterations=24)
-    assert jacobian_radius(loop_map, e, method="iterative", n_iterations=n_iterations) == wanted
+    seed = n_iterations - 24  # 0 in either kind
+    assert jacobian_radius(loop_map, e, method="iterative", n_iterations=n_iterations, seed=seed) == wanted
     model = build(SMALL)
     assert loop_radii(model, tokens(), np.array([1, 3])) == loop_radii(model, tokens(), (n for n in (1, 3)))

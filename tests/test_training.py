@@ -647,6 +647,16 @@ def test_progress_is_shown_unless_ci_is_set_or_the_caller_decides(ci, progress, 
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("progress", [None, True])
+def test_a_run_needs_no_stderr(progress, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    with open(os.devnull, "w") as closed:
+        pass
+    for stderr in (None, closed):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        train(build_model(TINY, 0), TASK, dataclasses.replace(SHORT, steps=1), progress=progress)
+
+
 @pytest.mark.parametrize(
     ("model_config", "task", "config", "named"),
     [
@@ -714,7 +724,7 @@ def test_a_run_is_the_same_in_every_mode(mode):
     assert again == history
 
 
-@pytest.mark.parametrize("mode", [MODES["inference"], MODES["another default device"]])
+@pytest.mark.parametrize("mode", [MODES["inference"], MODES["another default device"], MODES["another default type"]])
 def test_a_model_built_in_any_mode_can_be_trained(mode):
     with mode():
         model = build_model(TINY, SHORT.seed)
@@ -743,7 +753,7 @@ def test_a_compiled_model_trains_as_the_module_that_it_was_made_of(model_config,
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda model: nn.Sequential(model)])
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda m: nn.Sequential(m)])
 def test_the_same_parameters_decay_whatever_they_are_wrapped_in(wrap):
     model = build_model(TINY, 0)
     plain, wrapped = (make_optimizer(each, SHORT) for each in (model, wrap(model)))

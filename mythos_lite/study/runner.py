@@ -36,7 +36,7 @@ from mythos_lite.model import RecurrentDepthTransformer
 from mythos_lite.provenance import provenance, source_hash
 from mythos_lite.spectral import gains_along_chain, loop_radii, make_loop_map
 from mythos_lite.study.plan import OTHER_SEEDS, STUDIES, TRAINED_LOOPS, Run, Sweep
-from mythos_lite.training import NonFiniteError, build_model, train
+from mythos_lite.training import NonFiniteError, build_model, can_show_progress, train
 
 RESULTS = Path("results") / "study"
 MOST_AT_ONCE = max(2, os.cpu_count() or 1)
@@ -307,7 +307,7 @@ def run_study(
     bases = [base for base in (results, weights) if base is not None]
     for folder in dict.fromkeys((base / run.name).parent for base in bases for run in waiting):
         make_folder(folder)
-    hidden = bool(os.environ.get("CI")) or sys.stderr is None
+    hidden = bool(os.environ.get("CI")) or not can_show_progress()
     running: dict[Connection, tuple[Run, multiprocessing.Process]] = {}
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=hidden) as bar:
         try:
