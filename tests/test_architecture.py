@@ -110,6 +110,7 @@ heavy = {"matplotlib", "transformers", "tqdm", "scipy", "pandas", "IPython"}
 assert not heavy & (set(sys.modules) - of_torch)
 mythos_lite.RecurrentDepthTransformer.from_pretrained("mod7-experts")
 assert not {"torch._dynamo", "torch._inductor"} & (set(sys.modules) - of_torch)  # seconds, and a folder of its own
+warnings.simplefilter("ignore")  # what matplotlib of one year says of pyparsing of another is not ours
 import mythos_lite.lessons.grading  # which says in a sentence that Jupyter is missing
 assert not {"IPython", "ipywidgets", "nbformat", "nbclient"} & (set(sys.modules) - of_torch)
 """
