@@ -2,7 +2,7 @@
 
 Inside ``torch.inference_mode`` every derivative is zero or missing without a word, inside ``torch.autocast`` a
 training step works on copies of the weights that were made before the last one. Whoever owns a training loop or a
-derivative therefore sets these modes itself.
+derivative therefore sets these modes itself. Two modes of our own stand beside them, for how a model is built.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ _DRAWS = frozenset(
     {torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli, torch.multinomial}
     | {getattr(Tensor, name) for name in ("normal_", "uniform_", "random_", "bernoulli_", "exponential_")}
 )
-
-
+_MADE = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -46,9 +45,6 @@ def check_differentiable(model: nn.Module) -> None:
             "the model's weights were made inside torch.inference_mode, where no derivative can be taken; "
             "build or load the model outside"
         )
-
-
-_MADE = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
 
 
 class DrawFrom(torch.overrides.TorchFunctionMode):

@@ -225,7 +225,7 @@ def _differentiable(loop_map: LoopMap, h: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: for a map that leaves no trace for autograd: its derivative would read as zero.
     """
-    h = ordinary(h.detach()).requires_grad_()
+    h = h.detach().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # fused kernels cannot take many gradients at once
         out = loop_map(h)
     if not out.requires_grad:
