@@ -11,7 +11,7 @@ FAST := .venv-fast-$(VERSION)
 LOWEST := .venv-lowest-$(VERSION)
 
 # One peer is compared in the form that the transformers of constraints.txt give it.
-NOT_LOWEST := tests/test_moe.py::test_equals_deepseek_v3
+NOT_LOWEST := tests/model/test_moe.py::test_equals_deepseek_v3
 
 define CREATE
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one with PYTHON=python3.11"; exit 1; }

@@ -14,10 +14,10 @@ import time
 
 import torch
 
-from mythos_lite.baselines import build_baseline, count_correct, train_baseline
-from mythos_lite.data import ChainTask
-from mythos_lite.evaluation import evaluation_chains
+from mythos_lite.measure.sweep import evaluation_chains
+from mythos_lite.study.baselines import build_baseline, count_correct, train_baseline
 from mythos_lite.study.plan import BASELINES, final_train
+from mythos_lite.task.chains import ChainTask
 
 LENGTHS = (6, 7, 8, 16, 32, 64, 128)
 SEED = 10

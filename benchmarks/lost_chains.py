@@ -16,7 +16,7 @@ import json
 import torch
 
 from mythos_lite import RecurrentDepthTransformer
-from mythos_lite.evaluation import evaluation_chains
+from mythos_lite.measure.sweep import evaluation_chains
 from mythos_lite.study.plan import TASKS
 from mythos_lite.study.runner import CHAINS_SEED
 

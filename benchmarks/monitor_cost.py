@@ -10,11 +10,11 @@ import time
 
 import torch
 
-from mythos_lite.config import RECIPES, recipe
-from mythos_lite.data import ChainTask
-from mythos_lite.losses import chain_loss
-from mythos_lite.spectral import monitor
-from mythos_lite.training import StepStream, build_model, make_optimizer
+from mythos_lite.measure.spectral import monitor
+from mythos_lite.task.chains import ChainTask
+from mythos_lite.task.loss import chain_loss
+from mythos_lite.training.recipes import RECIPES, recipe
+from mythos_lite.training.trainer import StepStream, build_model, make_optimizer
 
 ROUNDS, WARM_UP = 15, 2
 

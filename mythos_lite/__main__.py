@@ -16,10 +16,10 @@ from typing import TextIO
 import torch
 
 from mythos_lite import __version__
-from mythos_lite.config import RECIPES, check_int
-from mythos_lite.experiment import run_experiment, run_folder
-from mythos_lite.report import check_result, check_together, seed_table, summary_table
+from mythos_lite.checks import NonFiniteError, check_int
+from mythos_lite.study.experiment import run_experiment, run_folder
 from mythos_lite.study.plan import STUDIES, Run
+from mythos_lite.study.report import check_result, check_together, seed_table, summary_table
 from mythos_lite.study.runner import (
     MOST_AT_ONCE,
     RESULTS,
@@ -29,7 +29,8 @@ from mythos_lite.study.runner import (
     read_json,
     run_study,
 )
-from mythos_lite.training import STATE_FILE, NonFiniteError
+from mythos_lite.training.recipes import RECIPES
+from mythos_lite.training.trainer import STATE_FILE
 
 STDOUT = "standard output"
 

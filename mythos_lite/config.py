@@ -2,18 +2,15 @@
 
 Nothing here imports torch: a configuration is checked before a single tensor exists. Every
 rejection is a ``ValueError`` that names the field, its value and what would be accepted.
-
-Presets are plain functions. ``RECIPES`` maps the names of the main job's recipes to functions that
-take a seed and return ``(ModelConfig, TrainConfig)``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from mythos_lite.checks import check_bool, check_choice, check_int, check_number, plain, reject
 
 ATTENTIONS = ("gqa", "mla")
 INJECTIONS = ("lti", "additive")
@@ -22,69 +19,6 @@ HALTINGS = ("none", "act")
 LOSSES = ("last", "from_needed")
 
 _MLA_FIELDS = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-
-
-_LARGEST = sys.float_info.max  # also keeps out whole numbers that no float can hold
-
-
-def plain(value: object) -> object:
-    """A NumPy scalar or a tensor of no dimensions as the Python value that it holds; anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-
-
-def _reject(field: str, value: object, accepted: str) -> None:
-    raise ValueError(f"{field}={value!r} is not possible: {accepted}")
-
-
-def check_int(field: str, value: object, low: int, high: int | None = None) -> int:
-    """``value`` as an ``int``; anything but a whole number (``bool`` excluded) from ``low`` to ``high`` is rejected."""
-    value = plain(value)
-    bounds = f"{field} must be a whole number, {low} or more" + (f", {high} at most" if high is not None else "")
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        _reject(field, value, bounds)
-    return value
-
-
-def check_ints(field: str, values: Iterable[int], low: int) -> list[int]:
-    """Whole numbers in a row (a list, a range, an array, a generator …) as a list; an empty one is rejected."""
-    values = plain(values)
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        _reject(field, values, f"{field} must be whole numbers in a row, such as [1, 2, 4]")
-    found = [check_int(field, value, low) for value in values]
-    if not found:
-        _reject(field, found, f"{field} must hold at least one whole number")
-    return found
-
-
-def check_number(
-    field: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False
-) -> int | float:
-    """``value`` as a Python number; anything but a finite number in ``[low, high]`` is rejected.
-
-    With ``open_low``, ``low`` itself is rejected too.
-    """
-    value = plain(value)
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fine or not -_LARGEST <= value <= _LARGEST or value < low or value > high or (open_low and value == low):
-        edge = "above" if open_low else "at least"
-        _reject(
-            field,
-            value,
-            f"{field} must be a finite number {edge} {low}" + ("" if math.isinf(high) else f" and at most {high:g}"),
-        )
-    return value
-
-
-def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    """Reject everything that is not one of ``choices``."""
-    if not isinstance(value, str) or value not in choices:
-        _reject(field, value, f"{field} must be one of " + ", ".join(repr(c) for c in choices))
-
-
-def check_bool(field: str, value: object) -> None:
-    """Reject everything but ``True`` and ``False``."""
-    if not isinstance(value, bool):
-        _reject(field, value, "it must be True or False")
 
 
 class Config:
@@ -182,7 +116,7 @@ class ModelConfig(Config):
         check_choice("halting", self.halting, HALTINGS)
         check_bool("loop_index_embedding", self.loop_index_embedding)
         if self.loop_index_embedding and self.d_model < 16:
-            _reject(
+            reject(
                 "d_model",
                 self.d_model,
                 "the loop-index embedding takes d_model // 8 channels and needs at least 2; use 16 or more",
@@ -193,13 +127,13 @@ class ModelConfig(Config):
     def _check_attention(self) -> None:
         if self.attention == "mla":
             if self.n_kv_heads is not None:
-                _reject("n_kv_heads", self.n_kv_heads, 'attention="mla" has no kv heads; pass n_kv_heads=None')
+                reject("n_kv_heads", self.n_kv_heads, 'attention="mla" has no kv heads; pass n_kv_heads=None')
             for field in _MLA_FIELDS:
                 if getattr(self, field) is None:
-                    _reject(field, None, f'attention="mla" needs {field}, a whole number, 1 or more')
+                    reject(field, None, f'attention="mla" needs {field}, a whole number, 1 or more')
                 check_int(field, getattr(self, field), 1)
             if self.qk_rope_head_dim % 2:
-                _reject(
+                reject(
                     "qk_rope_head_dim",
                     self.qk_rope_head_dim,
                     "rotary positions turn pairs of channels; use an even number",
@@ -207,23 +141,23 @@ class ModelConfig(Config):
             return
         for field in _MLA_FIELDS:
             if getattr(self, field) is not None:
-                _reject(
+                reject(
                     field, getattr(self, field), f'only attention="mla" reads {field}; pass None or change attention'
                 )
         if self.d_model % self.n_heads:
-            _reject("n_heads", self.n_heads, f"it must divide d_model={self.d_model}")
+            reject("n_heads", self.n_heads, f"it must divide d_model={self.d_model}")
         if self.head_dim % 2:
-            _reject("d_model", self.d_model, f"d_model / n_heads = {self.head_dim} must be even, for rotary positions")
+            reject("d_model", self.d_model, f"d_model / n_heads = {self.head_dim} must be even, for rotary positions")
         check_int("n_kv_heads", self.n_kv_heads, 1, self.n_heads)
         if self.n_heads % self.n_kv_heads:
-            _reject("n_kv_heads", self.n_kv_heads, f"it must divide n_heads={self.n_heads}")
+            reject("n_kv_heads", self.n_kv_heads, f"it must divide n_heads={self.n_heads}")
 
     def _check_experts(self) -> None:
         fields = ("n_experts_per_token", "n_shared_experts", "d_expert")
         if self.n_experts == 0:
             for field in fields:
                 if isinstance(getattr(self, field), (bool, float)) or getattr(self, field) != 0:
-                    _reject(
+                    reject(
                         field,
                         getattr(self, field),
                         f"there are no routed experts (n_experts=0); pass {field}=0 or set n_experts",
@@ -263,7 +197,7 @@ class ModelConfig(Config):
         if left <= 0:
             return 1
         if reach == 0:
-            _reject(
+            reject(
                 "window", self.window, f"no number of loops moves information over {distance} positions; use 2 or more"
             )
         return max(1, math.ceil(left / (reach * self.n_core_layers)))
@@ -327,78 +261,4 @@ class TrainConfig(Config):
         for field in ("beta1", "beta2", "ema_decay"):
             check_number(field, getattr(self, field), 0.0)
             if getattr(self, field) >= 1.0:
-                _reject(field, getattr(self, field), "it must be below 1")
-
-
-def published_model(attention: str = "mla") -> ModelConfig:
-    """The model of the published tutorial: 370,306 parameters with ``"mla"``, 437,698 with ``"gqa"``.
-
-    Its one shared expert is twice as wide as a routed one; that is two shared experts here. Its
-    vocabulary of 64 is kept for the count, though the task uses ten of its tokens.
-    """
-    check_choice("attention", attention, ATTENTIONS)
-    mla = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
-    return ModelConfig(
-        vocab_size=64, max_seq_len=32, d_model=128, n_heads=4, attention=attention,
-        n_kv_heads=2 if attention == "gqa" else None, **(mla if attention == "mla" else {}),
-        window=None, rope_theta=500_000.0, d_ff=170,
-        n_experts=4, n_experts_per_token=2, n_shared_experts=2, d_expert=64,
-        n_loops=8, injection="additive", state_activation="none", loop_index_embedding=True, depth_lora_rank=8,
-        halting="act", initializer_range=0.02,
-    )  # fmt: skip
-
-
-def mod7_model() -> ModelConfig:
-    """The model of the modulo-7 lesson: dense core, window of two, grouped-query attention."""
-    return ModelConfig()
-
-
-def mod7_moe_model() -> ModelConfig:
-    """The model of the modulo-7 lesson with latent attention and four routed experts in the core."""
-    return ModelConfig(
-        attention="mla", n_kv_heads=None, kv_lora_rank=32, q_lora_rank=32,
-        qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16,
-        n_experts=4, n_experts_per_token=2, n_shared_experts=1, d_expert=64,
-    )  # fmt: skip
-
-
-def fixed_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """Chains of 2–5 digits, four loops in every batch, loss at the last: the training that the tutorial describes."""
-    return mod7_model(), TrainConfig(seed=seed, steps=1800, ema_decay=0.99)
-
-
-def hold_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """The training that teaches the model to hold its answer: loss from the needed loop on, to the last.
-
-    Three or four loops at random: five digits need three, and the fourth is there to be held through.
-    """
-    train = TrainConfig(seed=seed, steps=2000, min_digits=1, min_loops=3, loss="from_needed", ema_decay=0.999)
-    return mod7_model(), train
-
-
-def published_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """The training of the published tutorial: 3,000 chains, six epochs of 47 steps, AdamW at 3e-4.
-
-    Known differences: the cosine falls by step, not by epoch; norms, embeddings and injection do not decay;
-    the model is this package's (ACT's weights sum to 1, Ā stays below 1, the loop sinusoid and the adapter
-    start small). Each is gentler to the model than the original.
-    """
-    train = TrainConfig(
-        seed=seed, steps=282, batch_size=64, n_train_chains=3000, lr=3e-4, warmup_steps=0,
-        weight_decay=0.01, beta2=0.999, eps=1e-8, router_bias_rate=0.0,
-        log_every=47, checkpoint_every=47,
-    )  # fmt: skip
-    return published_model("mla"), train
-
-
-RECIPES: dict[str, Callable[[int], tuple[ModelConfig, TrainConfig]]] = {
-    "fixed": fixed_recipe,
-    "hold": hold_recipe,
-    "published": published_recipe,
-}
-
-
-def recipe(name: str, seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """Model and training of the named recipe; an unknown name is a ``ValueError`` that lists the known ones."""
-    check_choice("recipe", name, tuple(RECIPES))
-    return RECIPES[name](seed)
+                reject(field, getattr(self, field), "it must be below 1")

@@ -17,8 +17,8 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 sys.path.insert(0, str(ROOT))
 
-from mythos_lite.checkpoint import write_files  # noqa: E402
-from mythos_lite.plots import to_png  # noqa: E402
+from mythos_lite.files.checkpoint import write_files  # noqa: E402
+from mythos_lite.measure.plots import to_png  # noqa: E402
 from mythos_lite.study import figures, summary, tables  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", FOLDER / "README.md")

@@ -10,13 +10,20 @@ import pytest
 import mythos_lite
 
 PACKAGE = Path(mythos_lite.__file__).parent
-ORDER = [
-    "config", "modes", "data", "layers", "cache", "attention", "moe", "block", "injection", "halting", "checkpoint",
-    "provenance", "model", "losses", "spectral", "training", "evaluation", "plots", "report", "experiment",
-    "baselines", "study.plan", "study.runner", "study.summary", "study.tables", "study.figures",
-    "lessons.session", "lessons.display", "lessons.exercise",
-    *(f"lessons.lesson0{n}" for n in range(1, 7)), "lessons.catalogue", "lessons.grading", "__main__",
-]  # fmt: skip
+ROOMS = {
+    "": ["checks", "config"],
+    "files": ["checkpoint", "provenance"],
+    "model": ["modes", "layers", "cache", "attention", "moe", "block", "injection", "halting", "loop"],
+    "task": ["chains", "loss"],
+    "measure": ["spectral", "sweep", "plots"],
+    "training": ["recipes", "trainer"],
+    "study": ["report", "experiment", "baselines", "plan", "runner", "summary", "tables", "figures"],
+    "lessons": [
+        "session", "display", "exercise", *(f"lesson0{n}" for n in range(1, 7)), "catalogue", "grading",
+    ],
+}  # fmt: skip
+"""Rooms from the bottom up, their modules too."""
+ORDER = [*(f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names), "__main__"]
 TREES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
     for path in PACKAGE.rglob("*.py")
@@ -33,7 +40,7 @@ def imported_modules(tree):
             found.add("a relative import")
         elif isinstance(node, ast.ImportFrom) and node.module == "mythos_lite":
             found |= {alias.name if alias.name in TREES else "__init__" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module in ("mythos_lite.lessons", "mythos_lite.study"):
+        elif isinstance(node, ast.ImportFrom) and node.module.removeprefix("mythos_lite.") in ROOMS:
             found |= {f"{node.module.removeprefix('mythos_lite.')}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("mythos_lite."):
             found.add(node.module.removeprefix("mythos_lite."))
@@ -45,7 +52,7 @@ def names(tree):
 
 
 def test_every_module_has_its_place_and_no_other_exists():
-    assert set(TREES) == {*ORDER, "__init__", "lessons.__init__", "study.__init__"}
+    assert set(TREES) == {*ORDER, *(f"{room}.__init__".lstrip(".") for room in ROOMS)}
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -55,11 +62,12 @@ def test_module_imports_only_from_those_below_it(name):
     assert imported_modules(TREES[name]) <= allowed
 
 
-def test_configuration_is_checked_without_torch():
-    imports = [node for node in ast.walk(TREES["config"]) if isinstance(node, (ast.Import, ast.ImportFrom))]
+@pytest.mark.parametrize("name", ["checks", "config"])
+def test_configuration_is_checked_without_torch(name):
+    imports = [node for node in ast.walk(TREES[name]) if isinstance(node, (ast.Import, ast.ImportFrom))]
     modules = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
-    assert modules <= set(sys.stdlib_module_names) | {"collections.abc"}
+    assert modules <= set(sys.stdlib_module_names) | {"collections.abc", "mythos_lite.checks"}
 
 
 TALKING = {"__main__", "lessons.session", "lessons.catalogue"}
@@ -76,7 +84,7 @@ def test_only_the_command_line_and_the_lessons_print():
         ]
         if name not in TALKING:
             assert names(tree).count("print") == len(defaults), name
-        assert not defaults or name == "experiment", name
+        assert not defaults or name == "study.experiment", name
 
 
 def test_nothing_shows_a_figure():

@@ -17,17 +17,19 @@ import torch
 from safetensors.torch import load_file
 
 import mythos_lite
-from mythos_lite import ModelConfig, RecurrentDepthTransformer, TrainConfig, config, experiment
+from mythos_lite import ModelConfig, RecurrentDepthTransformer, TrainConfig
 from mythos_lite.__main__ import build_parser, main
-from mythos_lite.checkpoint import open_checkpoint
-from mythos_lite.data import ChainTask
-from mythos_lite.evaluation import sweep
-from mythos_lite.experiment import SweepPlan
+from mythos_lite.checks import NonFiniteError
+from mythos_lite.files.checkpoint import open_checkpoint
+from mythos_lite.files.provenance import source_hash
 from mythos_lite.lessons import grading
-from mythos_lite.provenance import source_hash
-from mythos_lite.report import summary_table
+from mythos_lite.measure.sweep import sweep
+from mythos_lite.study import experiment
+from mythos_lite.study.experiment import SweepPlan
+from mythos_lite.study.report import summary_table
 from mythos_lite.study.runner import MOST_AT_ONCE
-from mythos_lite.training import NonFiniteError
+from mythos_lite.task.chains import ChainTask
+from mythos_lite.training import recipes, trainer
 
 FIGURES = ["loop_scaling.png", "loops_by_length.png", "stability.png"]
 FILES = sorted(["config.json", "metrics.jsonl", "model.safetensors", "sweep.json", *FIGURES])
@@ -44,7 +46,7 @@ def tiny_recipe(seed=0):
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.RECIPES, "fixed", tiny_recipe)
+        patch.setitem(recipes.RECIPES, "fixed", tiny_recipe)
         patch.setitem(experiment.PLANS, "fixed", PLAN)
         patch.setattr(experiment, "QUICK_STEPS", 4)
         patch.setattr(
@@ -207,7 +209,7 @@ def test_folder_of_another_run_is_refused_and_left_alone(flags, finished, capsys
 
 def test_folder_of_the_same_recipe_with_another_model_is_refused_and_left_alone(finished, monkeypatch, capsys):
     changed = dataclasses.replace(TINY, state_activation="none")
-    monkeypatch.setitem(config.RECIPES, "fixed", lambda seed: (changed, tiny_recipe(seed)[1]))
+    monkeypatch.setitem(recipes.RECIPES, "fixed", lambda seed: (changed, tiny_recipe(seed)[1]))
     before = contents(finished)
     assert call("--out", finished) == 2
     assert "another run (recipe fixed, seed 0): its model is" in capsys.readouterr().err
@@ -284,10 +286,8 @@ def test_interrupted_run_says_so_and_the_same_command_goes_on(finished, tmp_path
     assert sorted(contents(tmp_path)) == ["metrics.jsonl.part", "training.safetensors"]
 
     first_steps = []
-    batch_at = mythos_lite.training.StepStream.at
-    monkeypatch.setattr(
-        mythos_lite.training.StepStream, "at", lambda self, step: first_steps.append(step) or batch_at(self, step)
-    )
+    batch_at = trainer.StepStream.at
+    monkeypatch.setattr(trainer.StepStream, "at", lambda self, step: first_steps.append(step) or batch_at(self, step))
     assert call("--out", tmp_path) == 0
     assert first_steps == list(range(2, 8))
     assert sorted(contents(tmp_path)) == FILES
@@ -343,7 +343,7 @@ def test_run_that_fails_after_training_does_not_train_again(finished, tmp_path, 
         patch.setattr(experiment, "figures", full)
         assert call("--out", tmp_path) == 2
     assert "error: no space left" in capsys.readouterr().err
-    monkeypatch.setattr(mythos_lite.training, "chain_loss", None)
+    monkeypatch.setattr(trainer, "chain_loss", None)
     assert call("--out", tmp_path) == 0
     assert sorted(contents(tmp_path)) == FILES
     assert same_weights(finished, tmp_path)
@@ -398,8 +398,8 @@ def test_run_needs_no_standard_output(stream, tmp_path, monkeypatch):
 WITHOUT_STDERR = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from test_cli import PLAN, config, experiment, main, tiny_recipe
-config.RECIPES["fixed"], experiment.PLANS["fixed"] = tiny_recipe, PLAN
+from test_cli import PLAN, recipes, experiment, main, tiny_recipe
+recipes.RECIPES["fixed"], experiment.PLANS["fixed"] = tiny_recipe, PLAN
 status = main(["experiment", "--threads", "1", "--out", sys.argv[2]])
 assert os.get_inheritable(2)  # and so it is no other file's number
 sys.exit(status)
@@ -625,11 +625,11 @@ def help_text(capsys, *arguments):
 
 def test_help_explains_every_recipe_and_its_examples_can_be_run(capsys):
     text = help_text(capsys, "experiment")
-    assert all(f"\n  {name} " in text for name in config.RECIPES)
+    assert all(f"\n  {name} " in text for name in recipes.RECIPES)
     examples = re.findall(r"^  python -m mythos_lite (.*?)(?: +#.*)?$", text, re.MULTILINE)
     assert len(examples) >= 3
     for example in examples:
-        assert build_parser().parse_args(shlex.split(example)).recipe in config.RECIPES
+        assert build_parser().parse_args(shlex.split(example)).recipe in recipes.RECIPES
 
 
 def test_general_help_names_every_command(capsys):

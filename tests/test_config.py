@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mythos_lite import ModelConfig, RecurrentDepthTransformer, TrainConfig, recipe
-from mythos_lite.config import RECIPES, check_choice, check_int, check_ints, check_number, published_model
+from mythos_lite.checks import check_choice, check_int, check_ints, check_number
+from mythos_lite.training.recipes import RECIPES, published_model
 
 MLA_FIELDS = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 MLA = {"attention": "mla", "n_kv_heads": None, **dict.fromkeys(MLA_FIELDS, 4)}

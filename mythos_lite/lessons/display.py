@@ -11,7 +11,7 @@ from collections.abc import Callable
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from mythos_lite import plots
+from mythos_lite.measure import plots
 
 DPI = 110
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mythos_lite.config import plain
+from mythos_lite.checks import plain
 
 OPEN, WRONG, SOLVED = "open", "wrong", "solved"
 

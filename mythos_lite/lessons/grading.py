@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mythos_lite.config import check_number
+from mythos_lite.checks import check_number
 from mythos_lite.lessons.catalogue import EXERCISES, SCORE_FILE
 from mythos_lite.lessons.exercise import OPEN, SOLVED, WRONG, Verdict
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mythos_lite.evaluation import wilson_interval
 from mythos_lite.lessons.exercise import Exercise, difference, fitting_hint, is_number, same
+from mythos_lite.measure.sweep import wilson_interval
 
 # ---------------------------------------------------------------- 6.1
 

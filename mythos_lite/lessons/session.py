@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mythos_lite.config import check_int, plain
-from mythos_lite.training import default_device
+from mythos_lite.checks import check_int, plain
+from mythos_lite.training.trainer import default_device
 
 LESSONS = 6
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from mythos_lite import plots
-from mythos_lite.evaluation import make_row
+from mythos_lite.measure import plots
+from mythos_lite.measure.sweep import make_row
 from mythos_lite.study.plan import passing, windows
 from mythos_lite.study.summary import accuracies, accuracies_with_enough_loops, gains_and_accuracies, rows
 from mythos_lite.study.tables import FINAL_RUNG, ladder_entries

@@ -23,17 +23,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mythos_lite.baselines import BaselineConfig
-from mythos_lite.config import (
-    ModelConfig,
-    TrainConfig,
-    hold_recipe,
-    mod7_model,
-    mod7_moe_model,
-    published_model,
-    published_recipe,
-)
-from mythos_lite.data import ChainTask, PermutationTask, Task
+from mythos_lite.config import ModelConfig, TrainConfig
+from mythos_lite.study.baselines import BaselineConfig
+from mythos_lite.task.chains import ChainTask, PermutationTask, Task
+from mythos_lite.training.recipes import hold_recipe, mod7_model, mod7_moe_model, published_model, published_recipe
 
 THREE_SEEDS, FIVE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
 

@@ -27,16 +27,17 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from mythos_lite.baselines import build_baseline, count_correct, train_baseline
-from mythos_lite.checkpoint import make_folder, write_files
-from mythos_lite.config import ModelConfig, check_choice, check_int, check_number
-from mythos_lite.data import Task
-from mythos_lite.evaluation import evaluation_chains, expert_shares, make_row, sweep, wilson_interval
-from mythos_lite.model import RecurrentDepthTransformer
-from mythos_lite.provenance import provenance, source_hash
-from mythos_lite.spectral import gains_along_chain, loop_radii, make_loop_map
+from mythos_lite.checks import NonFiniteError, check_choice, check_int, check_number
+from mythos_lite.config import ModelConfig
+from mythos_lite.files.checkpoint import make_folder, write_files
+from mythos_lite.files.provenance import provenance, source_hash
+from mythos_lite.measure.spectral import gains_along_chain, loop_radii, make_loop_map
+from mythos_lite.measure.sweep import evaluation_chains, expert_shares, make_row, sweep, wilson_interval
+from mythos_lite.model.loop import RecurrentDepthTransformer
+from mythos_lite.study.baselines import build_baseline, count_correct, train_baseline
 from mythos_lite.study.plan import OTHER_SEEDS, STUDIES, TRAINED_LOOPS, Run, Sweep
-from mythos_lite.training import NonFiniteError, build_model, can_show_progress, train
+from mythos_lite.task.chains import Task
+from mythos_lite.training.trainer import build_model, can_show_progress, train
 
 RESULTS = Path("results") / "study"
 MOST_AT_ONCE = max(2, os.cpu_count() or 1)

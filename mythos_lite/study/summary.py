@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mythos_lite.evaluation import make_row, wilson_interval
+from mythos_lite.measure.sweep import make_row, wilson_interval
 from mythos_lite.study.plan import STUDIES
 from mythos_lite.study.runner import is_record_of, read_record
 

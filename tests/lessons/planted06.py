@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import torch
 
-from mythos_lite.config import mod7_model
-from mythos_lite.evaluation import wilson_interval
+from mythos_lite.measure.sweep import wilson_interval
+from mythos_lite.training.recipes import mod7_model
 
 
 def within(a, b, n):

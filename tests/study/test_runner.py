@@ -19,11 +19,11 @@ import pytest
 
 from mythos_lite import RecurrentDepthTransformer
 from mythos_lite.__main__ import main
-from mythos_lite.baselines import BaselineConfig
+from mythos_lite.checks import NonFiniteError
 from mythos_lite.config import ModelConfig, TrainConfig
-from mythos_lite.data import ChainTask
-from mythos_lite.evaluation import evaluation_chains
+from mythos_lite.measure.sweep import evaluation_chains
 from mythos_lite.study import plan, runner
+from mythos_lite.study.baselines import BaselineConfig
 from mythos_lite.study.plan import Run, Sweep
 from mythos_lite.study.runner import (
     chosen_runs,
@@ -37,7 +37,7 @@ from mythos_lite.study.runner import (
 )
 from mythos_lite.study.summary import read_records
 from mythos_lite.study.tables import FINAL_RUNG
-from mythos_lite.training import NonFiniteError
+from mythos_lite.task.chains import ChainTask
 
 TINY = ModelConfig(
     d_model=16, n_heads=2, n_kv_heads=1, d_ff=16, n_experts=2, n_experts_per_token=1, n_shared_experts=1, d_expert=8

@@ -1,0 +1,1 @@
+"""Measuring and drawing: functions return rows or arrays, plots take them and return a ``Figure``."""

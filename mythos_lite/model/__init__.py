@@ -1,0 +1,1 @@
+"""The recurrent-depth transformer and its parts; ``loop`` puts them together."""

@@ -1,0 +1,107 @@
+"""When to stop looping: learned halting (ACT), and an exit that needs no training.
+
+==================  =================================================================
+name here           symbol and source
+==================  =================================================================
+``ActHalting``      h = σ(w·s + b), the halting unit; Graves 2016, §2
+weights             p_t: the halting probability, the remainder R at the last; §2
+``ponder_cost``     ρ = N + R, updates used plus remainder; §2.1
+``ConvergenceExit``  Huginn (Geiping et al. 2025, §6): stop when the answer's
+                    distribution no longer changes
+==================  =================================================================
+
+ACT's output is the weighted sum of the states so far. The weights sum to 1 in every case: where the
+budget of loops ends before the threshold is reached, the last loop gets what remains. (OpenMythos
+drops that remainder: its weights sum to .018 after one loop.) The weighted sum is kept for every
+budget as the loop goes on, so one pass gives the output at each loop count.
+
+Shapes: B batch, T positions, D width, V vocabulary, L loops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mythos_lite.checks import check_int, check_number
+
+
+class ActState:
+    """Halting of one forward pass, fed one loop at a time. Sums are float32 whatever the state's type."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self._weights: list[Tensor] = []  # (B, T) each, as if the budget went on
+        self._last = torch.empty(0)  # weight of the newest loop if the budget ends with it
+        self._left: Tensor | float = 1.0  # probability not yet spent
+        self._sum: Tensor | float = 0.0  # (B, T, D)
+        self._updates: Tensor | float = 0.0
+
+    def update(self, probability: Tensor, h: Tensor) -> Tensor:
+        """Halting probability (B, T) and state (B, T, D) of a loop → ACT's output if it is the last one."""
+        left = self._left * torch.ones_like(probability)
+        running = left > 0
+        halts = 1.0 - left + probability >= self.threshold
+        weight = torch.where(halts, left, probability) * running
+        self._last, self._weights = left, [*self._weights, weight]
+        self._updates = self._updates + running.float()
+        output = self._sum + left.unsqueeze(-1) * h.float()
+        self._sum = self._sum + weight.unsqueeze(-1) * h.float()
+        self._left = torch.where(halts, torch.zeros_like(left), left - weight)
+        return output.to(h.dtype)
+
+    @property
+    def weights(self) -> Tensor:
+        """(L, B, T) weights of the loops so far, the last one's taking what remained; they sum to 1 over L."""
+        return torch.stack([*self._weights[:-1], self._last])
+
+    @property
+    def ponder_cost(self) -> Tensor:
+        """(B, T) loops used plus remainder."""
+        remainder = 1.0 - torch.stack(self._weights).cumsum(0)  # after each loop
+        before = torch.cat([torch.ones_like(remainder[:1]), remainder[:-1]])  # what the loop found left
+        last_used = (self._updates - 1).long().unsqueeze(0)
+        return self._updates + before.gather(0, last_used).squeeze(0)
+
+
+class ActHalting(nn.Module):
+    """The halting unit: one probability per token and loop."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.unit = nn.Linear(d_model, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, T, D) → halting probabilities (B, T), float32."""
+        return torch.sigmoid(self.unit(h).squeeze(-1).float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvergenceExit:
+    """Stop once the answer has stopped changing; nothing is learned for it.
+
+    The change is the total variation between the read-outs of two successive loops, between 0 and 1,
+    at the worst position of the tokens at hand. It must stay at ``tolerance`` or below for
+    ``patience`` loops in a row: a single quiet loop also happens while the information is under way.
+    For the same reason every position counts, not only the one whose answer is wanted, and a token
+    that follows others in a cache is run for at least as many loops as they were.
+    """
+
+    tolerance: float = 1e-2
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tolerance", check_number("tolerance", self.tolerance, 0.0, 1.0))
+        object.__setattr__(self, "patience", check_int("patience", self.patience, 1))
+
+    def settled(self, changes: list[float]) -> bool:
+        """Whether ``changes``, one per loop from the second on, say that the loop can stop. NaN never does."""
+        recent = changes[-self.patience :]
+        return len(recent) == self.patience and all(change <= self.tolerance for change in recent)
+
+
+def answer_change(logits: Tensor, before: Tensor) -> Tensor:
+    """Total variation between two read-outs (B, T, V) → (B, T)."""
+    return 0.5 * (logits.float().softmax(-1) - before.float().softmax(-1)).abs().sum(-1)

@@ -1,0 +1,146 @@
+"""What one would use instead of a loop: a plain transformer, an LSTM, a GRU; and their training.
+
+They see the same batches as a looped model with the same seed, under the same optimiser, schedule and
+average of weights; the loss is at EQ. None of them has a loop count.
+
+Shapes: B batch, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mythos_lite.checks import NonFiniteError, check_choice, check_int
+from mythos_lite.config import Config, ModelConfig, TrainConfig
+from mythos_lite.model.attention import make_positions
+from mythos_lite.model.block import Block
+from mythos_lite.model.layers import rms_norm
+from mythos_lite.model.modes import check_differentiable, own_derivatives, unwrapped
+from mythos_lite.task.chains import Task
+from mythos_lite.training.trainer import StepStream, average_weights, initial_weights, learning_rate, make_optimizer
+
+KINDS = ("transformer", "lstm", "gru")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig(Config):
+    """Shape of a baseline. ``d_ff`` and ``window`` are read by the transformer alone."""
+
+    kind: str
+    vocab_size: int = 10
+    d_model: int = 64
+    n_layers: int = 1
+    d_ff: int = 0
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("kind", self.kind, KINDS)
+        for field in ("vocab_size", "d_model", "n_layers"):
+            check_int(field, getattr(self, field), 1)
+        if self.kind == "transformer":
+            check_int("d_ff", self.d_ff, 1)
+        elif self.d_ff or self.window is not None:
+            raise ValueError(
+                f"d_ff={self.d_ff} and window={self.window} are not read by kind={self.kind!r}; leave them out"
+            )
+
+
+class PlainTransformer(nn.Module):
+    """Causal transformer of untied pre-norm blocks with rotary positions and a tied head."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        self.blocks_config = ModelConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            d_ff=config.d_ff,
+            window=config.window,
+            pad_token_id=None,
+        )
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(self.blocks_config) for _ in range(config.n_layers))
+        self.norm = rms_norm(config.d_model)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=self.blocks_config.initial_std)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, T) → logits (B, T, V)."""
+        positions = make_positions(self.blocks_config, token_ids.shape[1], None, token_ids.device)
+        x = self.embedding(token_ids)
+        for block in self.blocks:
+            x, _ = block(x, positions)
+        return F.linear(self.norm(x), self.embedding.weight)
+
+
+class RecurrentNetwork(nn.Module):
+    """``torch.nn.LSTM`` or ``torch.nn.GRU`` between an embedding and a head."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        cell = {"lstm": nn.LSTM, "gru": nn.GRU}[config.kind]
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.cells = cell(config.d_model, config.d_model, config.n_layers, batch_first=True)
+        self.head = nn.Linear(config.d_model, config.vocab_size)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, T) → logits (B, T, V)."""
+        return self.head(self.cells(self.embedding(token_ids))[0])
+
+
+def build_baseline(config: BaselineConfig, seed: int) -> nn.Module:
+    """A baseline whose initial weights depend on ``seed`` alone."""
+    with initial_weights(seed):
+        return PlainTransformer(config) if config.kind == "transformer" else RecurrentNetwork(config)
+
+
+@own_derivatives()
+def train_baseline(model: nn.Module, task: Task, config: TrainConfig) -> list[dict]:
+    """Train in place; one record of step, loss and accuracy per ``log_every`` steps.
+
+    Raises:
+        NonFiniteError: when the loss is not finite.
+        ValueError: when the model cannot be trained.
+    """
+    model = unwrapped(model)
+    check_differentiable(model)
+    stream = StepStream(task, config)
+    optimizer = make_optimizer(model, config)
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    history = []
+    for step in range(config.steps):
+        batch = stream.at(step).batch
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        logits = model(batch.token_ids)[torch.arange(len(batch.answers)), batch.answer_positions]
+        loss = F.cross_entropy(logits, batch.answers)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is not finite at step {step + 1}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        average_weights(average, model, config.ema_decay, step)
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+            accuracy = (logits.argmax(-1) == batch.answers).float().mean().item()
+            history.append({"step": step + 1, "loss": loss.item(), "accuracy": accuracy})
+    if config.ema_decay:
+        model.load_state_dict(average)
+    return history
+
+
+@torch.no_grad()
+def count_correct(model: nn.Module, task: Task, chains: Tensor) -> int:
+    """How many of the chains (B, n) are answered correctly."""
+    model.eval()
+    correct = 0
+    for part in chains.split(500):
+        batch = task.encode(part)
+        logits = model(batch.token_ids)[torch.arange(len(part)), batch.answer_positions]
+        correct += int((logits.argmax(-1) == batch.answers).sum())
+    return correct

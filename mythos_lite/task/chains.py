@@ -1,0 +1,274 @@
+"""Chains of symbols: START d₁ … dₙ EQ, and the answer at the position of EQ.
+
+``ChainTask`` adds digits modulo m, the experiment of the lessons; ``PermutationTask`` multiplies permutations,
+where the order counts.
+
+The START token is not decoration. Attention over identical tokens cannot count them, so without it
+"3 =" and "3 3 =" look alike to the model.
+
+Which chains may be trained on is a property of the chain, not of a file: a hash of its digits sends
+about one chain in five to the held-out side. Training draws from the other side only, every
+evaluation from the held-out side only, so no two sets share an example at any length or seed.
+
+Shapes: B chains, n digits, T = n + 2 tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mythos_lite.checks import check_bool, check_choice, check_int
+from mythos_lite.config import ModelConfig
+
+SPLITS = ("train", "held_out")
+_HELD_OUT_SHARE = 0.2
+_ENUMERABLE = 2_000_000
+
+
+def make_generator(seed: int, *stream: int) -> torch.Generator:
+    """A CPU generator for ``seed`` and any number of stream indices.
+
+    torch keeps only 32 bits of a CPU seed, so ``seed + step`` of two runs would collide;
+    ``numpy.random.SeedSequence`` mixes all of them instead, in practice one generator for each tuple of indices.
+    """
+    seed, *stream = (check_int("seed", value, 0) for value in (seed, *stream))
+    mixed = np.random.SeedSequence(seed, spawn_key=tuple(stream)).generate_state(1)[0]
+    return torch.Generator(device="cpu").manual_seed(int(mixed))
+
+
+class Batch(NamedTuple):
+    """Chains of mixed length, padded on the right."""
+
+    token_ids: Tensor
+    """(B, T) int64, START d₁ … dₙ EQ PAD …"""
+    answer_positions: Tensor
+    """(B,) int64, where EQ stands and the answer is read."""
+    answers: Tensor
+    """(B,) int64 in 0 … modulus − 1."""
+    n_digits: Tensor
+    """(B,) int64."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(tensor.to(device) for tensor in self))
+
+
+class Task:
+    """Chains of symbols, each with one answer. Subclasses are frozen dataclasses that say what the answer is.
+
+    Token ids: symbols and answers share the first ones (answer k is the token of symbol k, where there is
+    such a symbol), then START, EQ and PAD; 0–6, 7, 8 and 9 for digit chains modulo 7.
+    """
+
+    n_symbols: int
+    start_token: bool
+    """Whether chains begin with START."""
+
+    @property
+    def n_answers(self) -> int:
+        raise NotImplementedError
+
+    def answer(self, chains: Tensor) -> Tensor:
+        """(B, n) symbols → (B,) answers in 0 … ``n_answers`` − 1."""
+        raise NotImplementedError
+
+    @property
+    def start_id(self) -> int:
+        return max(self.n_symbols, self.n_answers)
+
+    @property
+    def eq_id(self) -> int:
+        return self.start_id + 1
+
+    @property
+    def pad_id(self) -> int:
+        return self.start_id + 2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.start_id + 3
+
+    def check_fit(self, model: ModelConfig, max_digits: int) -> None:
+        """``ValueError`` for a model that has other tokens than this task, or no room for chains of ``max_digits``."""
+        if model.vocab_size < self.vocab_size:
+            raise ValueError(f"vocab_size={model.vocab_size} is too small: the task has {self.vocab_size} tokens")
+        if model.pad_token_id != self.pad_id:
+            raise ValueError(
+                f"pad_token_id={model.pad_token_id} does not fit: the task pads with {self.pad_id}, "
+                "and its START and EQ stand before that; is the model one of another task?"
+            )
+        if model.max_seq_len < max_digits + 2:
+            raise ValueError(
+                f"n_digits={max_digits} is too long: with START and EQ it exceeds max_seq_len={model.max_seq_len}"
+            )
+
+    def _checked(self, chains: Tensor) -> Tensor:
+        """The chains as int64: arithmetic in a narrower type would wrap around, and uint8 and bool index as masks."""
+        known = isinstance(chains, Tensor)
+        if not known or chains.ndim != 2 or chains.shape[1] == 0 or chains.is_floating_point() or chains.is_complex():
+            kind = f"{tuple(chains.shape)} {chains.dtype}" if known else type(chains).__name__
+            raise ValueError(f"chains must be a tensor of whole numbers of shape (B, n) with n ≥ 1, not {kind}")
+        chains = chains.long()
+        if chains.numel() and (chains.min() < 0 or chains.max() >= self.n_symbols):
+            raise ValueError(
+                f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}"
+            )
+        return chains
+
+    def encode(self, chains: Tensor) -> Batch:
+        """(B, n) symbols of one length → the batch that asks for their answers."""
+        chains = self._checked(chains)
+        count, n = chains.shape
+        start = torch.full((count, int(self.start_token)), self.start_id, device=chains.device)
+        eq = torch.full((count, 1), self.eq_id, device=chains.device)
+        token_ids = torch.cat([start, chains, eq], dim=1)
+        n_digits = torch.full((count,), n, device=chains.device)
+        return Batch(token_ids, n_digits + int(self.start_token), self.answer(chains), n_digits)
+
+    def is_held_out(self, chains: Tensor) -> Tensor:
+        """(B, n) digits → (B,) bool: whether the chain belongs to evaluation. The same on every machine."""
+        chains = self._checked(chains)
+        key = torch.full((len(chains),), chains.shape[1], dtype=torch.int64, device=chains.device)
+        for digit in chains.unbind(dim=1):
+            # Multiply and fold after each digit, so that the last digits reach the tested bits too.
+            key = (key + digit + 1) * 0x2545F4914F6CDD1D
+            key = key ^ ((key >> 29) & 0x7FFFFFFFF)
+        return ((key >> 24) & 0xFFFF) < int(_HELD_OUT_SHARE * 2**16)
+
+    def enumerate(self, n_digits: int, split: str) -> Tensor:
+        """Every chain of ``n_digits`` digits on one side of the split, (B, n), in counting order."""
+        n_digits = check_int("n_digits", n_digits, 1)
+        check_choice("split", split, SPLITS)
+        if self.n_symbols**n_digits > _ENUMERABLE:
+            raise ValueError(
+                f"n_digits={n_digits} has {self.n_symbols**n_digits:,} chains, more than the {_ENUMERABLE:,} "
+                "that are listed; use sample()"
+            )
+        place = self.n_symbols ** torch.arange(n_digits - 1, -1, -1, device="cpu")
+        chains = torch.arange(self.n_symbols**n_digits, device="cpu").unsqueeze(1) // place % self.n_symbols
+        return chains[self.is_held_out(chains) == (split == "held_out")]
+
+    def sample(self, count: int, n_digits: int, generator: torch.Generator, split: str) -> Tensor:
+        """``count`` random chains of ``n_digits`` digits from one side of the split, (B, n), with replacement."""
+        count, n_digits = check_int("count", count, 0), check_int("n_digits", n_digits, 1)
+        check_choice("split", split, SPLITS)
+        held_out = split == "held_out"
+        device = generator.device  # and not the default one, which need not be the generator's
+        chains = torch.randint(self.n_symbols, (count, n_digits), generator=generator, device=device)
+        wrong = self.is_held_out(chains) != held_out
+        for _ in range(1000):
+            if not wrong.any():
+                return chains
+            again = (int(wrong.sum()), n_digits)
+            chains[wrong] = torch.randint(self.n_symbols, again, generator=generator, device=device)
+            wrong = self.is_held_out(chains) != held_out
+        raise ValueError(f"no chain of n_digits={n_digits} lies on the {split!r} side of the split; use more digits")
+
+    def batch(self, size: int, min_digits: int, max_digits: int, generator: torch.Generator) -> Batch:
+        """``size`` training chains, lengths drawn evenly from ``min_digits`` to ``max_digits``, shortest first."""
+        size, min_digits = check_int("size", size, 1), check_int("min_digits", min_digits, 1)
+        max_digits = check_int("max_digits", max_digits, min_digits)
+        lengths = torch.randint(min_digits, max_digits + 1, (size,), generator=generator, device=generator.device)
+        counts = torch.bincount(lengths, minlength=max_digits + 1)[min_digits:].tolist()
+        parts = [
+            self.encode(self.sample(count, n, generator, "train"))
+            for n, count in zip(range(min_digits, max_digits + 1), counts, strict=True)
+            if count
+        ]
+        return self.join(parts)
+
+    def join(self, parts: list[Batch]) -> Batch:
+        """One batch out of several, padded on the right to the longest."""
+        width = max(part.token_ids.shape[1] for part in parts)
+        padded = [
+            torch.nn.functional.pad(part.token_ids, (0, width - part.token_ids.shape[1]), value=self.pad_id)
+            for part in parts
+        ]
+        return Batch(torch.cat(padded), *(torch.cat(column) for column in list(zip(*parts, strict=True))[1:]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainTask(Task):
+    """Sums of digits modulo ``modulus``, over the digits 0 … ``n_symbols`` − 1."""
+
+    modulus: int = 7
+    n_symbols: int = 7
+    start_token: bool = True
+
+    def __post_init__(self) -> None:
+        for field in ("modulus", "n_symbols"):
+            object.__setattr__(self, field, check_int(field, getattr(self, field), 2))
+        check_bool("start_token", self.start_token)
+        if self.n_symbols < self.modulus:
+            raise ValueError(
+                f"n_symbols={self.n_symbols} is not possible: answers 0 to {self.modulus - 1} need a token each; "
+                f"use at least modulus={self.modulus}"
+            )
+
+    @property
+    def n_answers(self) -> int:
+        return self.modulus
+
+    def answer(self, chains: Tensor) -> Tensor:
+        """(B, n) digits → (B,) sums modulo ``modulus``."""
+        return self._checked(chains).sum(dim=1) % self.modulus
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutationTask(Task):
+    """Products in the symmetric group of ``degree`` points: which permutation comes of applying them in order?
+
+    Permutations are numbered by their distance from the identity in transpositions, so that 0 is the identity and
+    1 … ``degree``·(``degree`` − 1)/2 are the transpositions. Chains are made of the first ``n_symbols``; the answer can
+    be any. From degree 5 on the word problem is complete for NC¹ (Barrington
+    1989), out of reach of transformers of fixed depth unless TC⁰ = NC¹ (Merrill & Sabharwal 2023; Liu et al. 2023).
+    """
+
+    degree: int = 3
+    n_symbols: int = 6
+    start_token: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "degree", check_int("degree", self.degree, 2, 6))
+        object.__setattr__(self, "n_symbols", check_int("n_symbols", self.n_symbols, 2, self.n_answers))
+        check_bool("start_token", self.start_token)
+
+    @property
+    def n_answers(self) -> int:
+        return math.factorial(self.degree)
+
+    def answer(self, chains: Tensor) -> Tensor:
+        """(B, n) permutations → (B,) the permutation that applies the first, then the second, and so on."""
+        chains = self._checked(chains)
+        table = _products(self.degree).to(chains.device)
+        state = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
+        for symbol in chains.unbind(dim=1):
+            state = table[state, symbol]
+        return state
+
+
+@functools.cache
+def _products(degree: int) -> Tensor:
+    """(n!, n!) table: entry [p, q] is the number of "first p, then q"."""
+    permutations = sorted(itertools.permutations(range(degree)), key=lambda p: (_distance(p), p))
+    number = {p: i for i, p in enumerate(permutations)}
+    products = [[number[tuple(q[i] for i in p)] for q in permutations] for p in permutations]
+    return torch.tensor(products, device="cpu")
+
+
+def _distance(permutation: tuple[int, ...]) -> int:
+    """Transpositions needed to make it: its points less its cycles."""
+    left, cycles = set(range(len(permutation))), 0
+    while left:
+        cycles += 1
+        point = left.pop()
+        while (point := permutation[point]) in left:
+            left.remove(point)
+    return len(permutation) - cycles
