@@ -42,7 +42,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mythos_lite.checks import check_choice, check_int, check_ints
 from mythos_lite.config import TrainConfig
-from mythos_lite.model.attention import make_positions
+from mythos_lite.model.attention import attention_context
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.model.modes import check_differentiable, ordinary, own_derivatives, unwrapped
 from mythos_lite.task.chains import Batch
@@ -81,11 +81,11 @@ def make_loop_map(model: RecurrentDepthTransformer, token_ids: Tensor, t: int = 
             f"the loop map is studied for one sequence at a time; token_ids has shape {tuple(token_ids.shape)}"
         )
     with own_derivatives(), torch.no_grad():
-        positions = make_positions(model.config, token_ids.shape[1], None, token_ids.device)
+        positions = attention_context(model.config, token_ids.shape[1], None, token_ids.device)
         e = model.encode(token_ids, positions)
 
     def loop_map(h: Tensor) -> Tensor:
-        return model.step(h, e.expand(h.shape), t, positions)[0]
+        return model.loop_map(h, e.expand(h.shape), t, positions)[0]
 
     return loop_map, e
 

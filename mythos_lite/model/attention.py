@@ -40,7 +40,7 @@ from mythos_lite.model.cache import Cache, CacheKey
 from mythos_lite.model.layers import apply_rotary, rms_norm, rotary_tables
 
 
-class Positions(NamedTuple):
+class AttentionContext(NamedTuple):
     """What every attention layer of one forward pass shares: angles of the new tokens, and who sees whom."""
 
     cos: Tensor  # (T, 1, rotary_dim)
@@ -62,25 +62,25 @@ def visible(n_queries: int, n_keys: int, window: int | None, device: torch.devic
     return seen if window is None else seen & (key > query - window)
 
 
-def make_positions(config: ModelConfig, n_new: int, cache: Cache | None, device: torch.device) -> Positions:
+def attention_context(config: ModelConfig, n_new: int, cache: Cache | None, device: torch.device) -> AttentionContext:
     """Angles and mask for ``n_new`` tokens that follow those in ``cache``."""
     start, n_kept = (cache.length, cache.n_kept) if cache is not None else (0, 0)
     positions = torch.arange(start, start + n_new, device=device)
     cos, sin = rotary_tables(positions, config.rotary_dim, config.rope_theta)
     n_keys = n_kept + n_new
     if n_new == 1:  # the cache has already let go of what the window hides
-        return Positions(cos, sin, None, False)
+        return AttentionContext(cos, sin, None, False)
     if config.window is None and n_kept == 0:
-        return Positions(cos, sin, None, True)
+        return AttentionContext(cos, sin, None, True)
     if config.window is not None and not torch.compiler.is_compiling():  # what is exported must do for any length
         if n_kept == 0 and config.window >= n_keys:
-            return Positions(cos, sin, None, True)
+            return AttentionContext(cos, sin, None, True)
         if n_new >= 4 * max(config.window, BLOCK):
-            return Positions(cos, sin, None, False, config.window)
-    return Positions(cos, sin, visible(n_new, n_keys, config.window, device), False)
+            return AttentionContext(cos, sin, None, False, config.window)
+    return AttentionContext(cos, sin, visible(n_new, n_keys, config.window, device), False)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, positions: Positions, **options) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, positions: AttentionContext, **options) -> Tensor:
     """Queries (B, H, T, d) over keys (B, K, S, d) and values (B, K, S, v) → (B, H, T, v).
 
     ``options`` go to ``torch.nn.functional.scaled_dot_product_attention``.
@@ -129,7 +129,7 @@ class GroupedQueryAttention(nn.Module):
         self.out = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, positions: Positions, cache: Cache | None = None, slot: CacheKey | None = None
+        self, x: Tensor, positions: AttentionContext, cache: Cache | None = None, slot: CacheKey | None = None
     ) -> Tensor:
         """(B, T, D) → (B, T, D). With a ``cache``, ``slot`` says where this layer and loop keep their keys."""
         query = self.query(x).unflatten(-1, (self.n_heads, self.head_dim))  # (B, T, H, d)
@@ -162,7 +162,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.out = nn.Linear(self.n_heads * self.v, config.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, positions: Positions, cache: Cache | None = None, slot: CacheKey | None = None
+        self, x: Tensor, positions: AttentionContext, cache: Cache | None = None, slot: CacheKey | None = None
     ) -> Tensor:
         """(B, T, D) → (B, T, D). With a ``cache``, ``slot`` says where this layer and loop keep their latents."""
         query = self.query_up(self.query_norm(self.query_down(x)))
@@ -181,7 +181,7 @@ class MultiHeadLatentAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def attend_explicit(
-        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, positions: Positions
+        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, positions: AttentionContext
     ) -> Tensor:
         """Build each head's keys and values from the latent, then attend: (B, H, T, v)."""
         key_nope = latent @ self.key_up.transpose(1, 2)  # (B, 1, S, R) @ (H, R, n) → (B, H, S, n)
@@ -193,7 +193,7 @@ class MultiHeadLatentAttention(nn.Module):
         return attend(query, key, value, positions, scale=self.scale)[..., : self.v]
 
     def attend_absorbed(
-        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, positions: Positions
+        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, positions: AttentionContext
     ) -> Tensor:
         """Attend to the latent itself, one key/value head for all: (B, H, T, v)."""
         query = torch.cat([query_nope @ self.key_up, query_rope], dim=-1)  # (B, H, T, R + r)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mythos_lite.config import ModelConfig
-from mythos_lite.model.attention import Positions, make_attention
+from mythos_lite.model.attention import AttentionContext, make_attention
 from mythos_lite.model.cache import Cache, CacheKey
 from mythos_lite.model.layers import SwiGLU, rms_norm
 from mythos_lite.model.moe import RouterStats, SparseMoE
@@ -28,7 +28,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        positions: Positions,
+        positions: AttentionContext,
         cache: Cache | None = None,
         slot: CacheKey | None = None,
         counted: Tensor | None = None,

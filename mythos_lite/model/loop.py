@@ -7,7 +7,7 @@ name here                symbol and source
                          2025, §3), Parcae (Prairie et al. 2026)
 ``h``                    h_t (Huginn: s_t), the state after t loops; h_0 is noise in Huginn and
                          Parcae, here e
-``step``                 one loop: h_t = tanh(injection(h_{t−1}, e, R))
+``loop_map``             one loop: h_t = tanh(injection(h_{t−1}, e, R))
 ``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024
 ``loop_index_embedding``  sinusoid of the loop number on the first eighth of the channels
 =======================  =================================================================
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from mythos_lite.checks import check_int, check_number
 from mythos_lite.config import ModelConfig
 from mythos_lite.files.checkpoint import CheckpointError, check_shapes, open_checkpoint, read_tensors, write_checkpoint
-from mythos_lite.model.attention import MultiHeadLatentAttention, Positions, make_positions
+from mythos_lite.model.attention import AttentionContext, MultiHeadLatentAttention, attention_context
 from mythos_lite.model.block import Block
 from mythos_lite.model.cache import Cache, CacheKey
 from mythos_lite.model.halting import ActHalting, ActState, ConvergenceExit, answer_change
@@ -156,30 +156,30 @@ class RecurrentDepthTransformer(nn.Module):
     def _loop(self, token_ids: Tensor, n_loops: int | None, cache: Cache | None) -> Iterator[LoopStep]:
         """``loop`` for tokens of which those that the model itself has chosen may be padding."""
         n_loops = self.check_input(token_ids, n_loops, cache)
-        positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
+        positions = attention_context(self.config, token_ids.shape[1], cache, token_ids.device)
         counted = self._counted(token_ids)
         act = ActState(self.config.act_threshold) if self.halting is not None else None
 
         h = e = self.encode(token_ids, positions, cache)
         for t in range(n_loops):
             previous = h
-            h, routing = self.step(h, e, t, positions, cache, counted)
+            h, routing = self.loop_map(h, e, t, positions, cache, counted)
             output = h if act is None else act.update(self.halting(h), h)
             yield LoopStep(t + 1, previous, h, output, routing, None if act is None else act.ponder_cost)
 
-    def encode(self, token_ids: Tensor, positions: Positions, cache: Cache | None = None) -> Tensor:
+    def encode(self, token_ids: Tensor, positions: AttentionContext, cache: Cache | None = None) -> Tensor:
         """Embedding and prelude: (B, T) → e (B, T, D)."""
         e = self._embed(token_ids)
         for layer, block in enumerate(self.prelude):
             e, _ = block(e, positions, cache, CacheKey("prelude", layer))
         return e
 
-    def step(
+    def loop_map(
         self,
         h: Tensor,
         e: Tensor,
         t: int,
-        positions: Positions,
+        positions: AttentionContext,
         cache: Cache | None = None,
         counted: Tensor | None = None,
     ) -> tuple[Tensor, tuple[RouterStats, ...]]:
@@ -197,10 +197,10 @@ class RecurrentDepthTransformer(nn.Module):
         h = self.injection(h, e, core, signal)
         return (torch.tanh(h) if self.config.state_activation == "tanh" else h), tuple(routing)
 
-    def read_out(self, h: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
+    def read_out(self, h: Tensor, positions: AttentionContext | None = None, cache: Cache | None = None) -> Tensor:
         """Coda and head: state (B, T, D) → logits (B, T, V). With a cache it may be called after every loop."""
         if positions is None:
-            positions = make_positions(self.config, h.shape[1], cache, h.device)
+            positions = attention_context(self.config, h.shape[1], cache, h.device)
         for layer, block in enumerate(self.coda):
             h, _ = block(h, positions, cache, CacheKey("coda", layer))
         return nn.functional.linear(self.norm(h), self.embedding.weight)
@@ -245,7 +245,7 @@ class RecurrentDepthTransformer(nn.Module):
         n_loops = self.check_input(token_ids, n_loops, cache)
         if exit_policy is not None and not isinstance(exit_policy, ConvergenceExit):
             raise ValueError(f"exit_policy must be a ConvergenceExit or None, not {exit_policy!r}")
-        positions = make_positions(self.config, token_ids.shape[1], cache, token_ids.device)
+        positions = attention_context(self.config, token_ids.shape[1], cache, token_ids.device)
         counted = self._counted(token_ids)
         steps: list[LoopStep] = []
         readouts: list[Tensor] = []

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mythos_lite.checks import NonFiniteError, check_choice, check_int
 from mythos_lite.config import Config, ModelConfig, TrainConfig
-from mythos_lite.model.attention import make_positions
+from mythos_lite.model.attention import attention_context
 from mythos_lite.model.block import Block
 from mythos_lite.model.layers import rms_norm
 from mythos_lite.model.modes import check_differentiable, own_derivatives, unwrapped
@@ -71,7 +71,7 @@ class PlainTransformer(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(B, T) → logits (B, T, V)."""
-        positions = make_positions(self.blocks_config, token_ids.shape[1], None, token_ids.device)
+        positions = attention_context(self.blocks_config, token_ids.shape[1], None, token_ids.device)
         x = self.embedding(token_ids)
         for block in self.blocks:
             x, _ = block(x, positions)

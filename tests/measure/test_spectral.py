@@ -30,7 +30,7 @@ from mythos_lite.measure.spectral import (
     monitor,
     residuals,
 )
-from mythos_lite.model.attention import make_positions
+from mythos_lite.model.attention import attention_context
 from mythos_lite.task.chains import Batch, ChainTask, make_generator
 from mythos_lite.task.loss import answer_logits, supervised_loops
 from mythos_lite.training.trainer import build_model
@@ -304,12 +304,12 @@ def test_iterative_measures_follow_their_seed_and_leave_the_global_generator_alo
 
 def loss_from_state(model, train, batch, n_loops, t, h):
     """The training loss if the state after loop ``t`` were ``h``."""
-    positions = make_positions(model.config, batch.token_ids.shape[1], None, h.device)
+    positions = attention_context(model.config, batch.token_ids.shape[1], None, h.device)
     e = model.encode(batch.token_ids, positions)
     states = [step.state.detach() for step in model.loop(batch.token_ids, n_loops)]
     states[t - 1] = h
     for later in range(t, n_loops):
-        states[later] = model.step(states[later - 1], e, later, positions)[0]
+        states[later] = model.loop_map(states[later - 1], e, later, positions)[0]
     loss = 0.0
     for loop, weights in zip(*supervised_loops(model.config, train, n_loops, batch.n_digits), strict=True):
         logits = answer_logits(model, states[loop - 1], batch.answer_positions)

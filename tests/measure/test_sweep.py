@@ -143,7 +143,7 @@ def count_calls(monkeypatch, name):
 
 
 def test_sweep_runs_each_loop_once_and_reads_out_only_where_asked(monkeypatch):
-    steps, readouts = (count_calls(monkeypatch, name) for name in ("step", "read_out"))
+    steps, readouts = (count_calls(monkeypatch, name) for name in ("loop_map", "read_out"))
     sweep(build_model(TINY, 0), TASK, (3, 4), (1, 2, 4, 8), n_chains=20)
     assert (len(steps), len(readouts)) == (2 * 8, 2 * 4)
 
@@ -365,7 +365,7 @@ def test_plots_import_neither_torch_nor_pyplot():
 
 def test_sweep_refuses_what_it_cannot_do_before_it_starts(monkeypatch):
     model = RecurrentDepthTransformer(ModelConfig(max_seq_len=8))
-    monkeypatch.setattr(model, "step", None)  # nothing may be computed
+    monkeypatch.setattr(model, "loop_map", None)  # nothing may be computed
     with pytest.raises(ValueError, match="n_digits=9 is too long"):
         sweep(model, ChainTask(), [2, 9], [1])
     with pytest.raises(ValueError, match="n_loops='a'"):

@@ -10,7 +10,13 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Atten
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 
 from mythos_lite import Cache, ModelConfig, RecurrentDepthTransformer
-from mythos_lite.model.attention import Positions, cached_numbers_per_token, make_attention, make_positions, visible
+from mythos_lite.model.attention import (
+    AttentionContext,
+    attention_context,
+    cached_numbers_per_token,
+    make_attention,
+    visible,
+)
 from mythos_lite.model.cache import CacheKey
 
 WINDOWS = [None, 1, 2, 3, 5, 20]
@@ -48,8 +54,8 @@ def make_layer(config: ModelConfig, seed: int = 0) -> nn.Module:
     return layer.requires_grad_(False)
 
 
-def fresh_positions(config: ModelConfig, length: int) -> Positions:
-    return make_positions(config, length, None, torch.device("cpu"))
+def fresh_positions(config: ModelConfig, length: int) -> AttentionContext:
+    return attention_context(config, length, None, torch.device("cpu"))
 
 
 def run(layer: nn.Module, config: ModelConfig, x: Tensor) -> Tensor:
@@ -145,7 +151,9 @@ def test_as_many_kv_heads_as_heads_is_torch_multihead_attention(window):
     config, length = gqa_config(4), 7
     layer, x = make_layer(config), torch.randn(3, length, 32)
     positions = fresh_positions(config, length)
-    unturned = Positions(torch.ones_like(positions.cos), torch.zeros_like(positions.sin), seen(length, window), False)
+    unturned = AttentionContext(
+        torch.ones_like(positions.cos), torch.zeros_like(positions.sin), seen(length, window), False
+    )
     peer = nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
     with torch.no_grad():
         peer.in_proj_weight.copy_(torch.cat([layer.query.weight, layer.key.weight, layer.value.weight]))
@@ -183,14 +191,14 @@ def test_explicit_and_absorbed_latent_attention_are_equal(n_heads, window, n_que
     layer = make_layer(config)
     query_nope, query_rope = torch.randn(2, n_heads, n_queries, 6), torch.randn(2, n_heads, n_queries, 8)
     latent, rotary_key = torch.randn(2, 1, n_keys, 10), torch.randn(2, 1, n_keys, 8)
-    positions = Positions(torch.empty(0), torch.empty(0), visible(n_queries, n_keys, window), False)
+    positions = AttentionContext(torch.empty(0), torch.empty(0), visible(n_queries, n_keys, window), False)
     parts = (query_nope, query_rope, latent, rotary_key, positions)
     assert max_difference(layer.attend_explicit(*parts), layer.attend_absorbed(*parts)) < 1e-5
 
 
 def test_latent_attention_has_the_same_gradients_in_both_forms():
     layer = make_layer(mla_config()).requires_grad_(True)
-    positions = Positions(torch.empty(0), torch.empty(0), seen(5, None), False)
+    positions = AttentionContext(torch.empty(0), torch.empty(0), seen(5, None), False)
     parts = [torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 8), torch.randn(2, 1, 5, 10), torch.randn(2, 1, 5, 8)]
     inputs = [part.requires_grad_() for part in parts] + [layer.key_up, layer.value_up]
     weights = torch.randn(2, 4, 5, 5)
@@ -209,7 +217,7 @@ def run_in_chunks(layer: nn.Module, config: ModelConfig, x: Tensor, sizes: list[
     cache, outputs = Cache(), []
     cache.begin(config, len(x), 1)
     for chunk in x.split(sizes, dim=1):
-        outputs.append(layer(chunk, make_positions(config, chunk.shape[1], cache, x.device), cache, SLOT))
+        outputs.append(layer(chunk, attention_context(config, chunk.shape[1], cache, x.device), cache, SLOT))
         cache.advance(chunk.shape[1], 1)
     return torch.cat(outputs, dim=1)
 
@@ -351,7 +359,7 @@ def test_blocks_of_queries_equal_a_mask_of_all_pairs(name, window, length):
     config = windowed(name, window)
     layer = make_layer(config).requires_grad_()
     x = torch.randn(2, length, config.d_model, generator=torch.Generator().manual_seed(0))
-    in_blocks = make_positions(config, length, None, x.device)
+    in_blocks = attention_context(config, length, None, x.device)
     assert (in_blocks.mask, in_blocks.causal, in_blocks.window) == (None, False, window)
     masked = in_blocks._replace(window=None, mask=visible(length, length, window))
     grids = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mythos_lite import ConvergenceExit, ModelConfig, RecurrentDepthTransformer
-from mythos_lite.model.attention import make_positions
+from mythos_lite.model.attention import attention_context
 from mythos_lite.model.halting import ActHalting, ActState, answer_change
 from mythos_lite.model.injection import MIN_RATE, AdditiveInjection, LTIInjection, make_injection
 from mythos_lite.model.loop import Trace
@@ -184,7 +184,7 @@ def test_steps_follow_on_from_each_other_and_from_the_encoded_input(variant):
     steps = list(model.loop(ids, 4))
     trace = model(ids, n_loops=4, trace=True).trace
     assert [step.loop for step in steps] == [1, 2, 3, 4]
-    positions = make_positions(model.config, LENGTH, None, ids.device)
+    positions = attention_context(model.config, LENGTH, None, ids.device)
     assert torch.equal(steps[0].previous, model.encode(ids, positions))
     for before, after in itertools.pairwise(steps):
         assert torch.equal(after.previous, before.state)
@@ -201,10 +201,10 @@ def test_steps_follow_on_from_each_other_and_from_the_encoded_input(variant):
 @every_variant
 def test_the_loop_starts_at_the_encoded_input(variant):
     model, ids = make_model(variant), tokens()
-    positions = make_positions(model.config, LENGTH, None, ids.device)
+    positions = attention_context(model.config, LENGTH, None, ids.device)
     e = model.encode(ids, positions)
     for t, step in zip(range(3), model.loop(ids, 3), strict=True):
-        expected, _ = model.step(e if t == 0 else step.previous, e, t, positions)
+        expected, _ = model.loop_map(e if t == 0 else step.previous, e, t, positions)
         assert_close(step.state, expected)
 
 
@@ -349,21 +349,21 @@ def test_injections_are_their_formulas(injection, with_signal):
 def test_the_state_is_the_tanh_of_what_it_would_be_without(injection):
     model, unbounded = (make_model(injection=injection, state_activation=a) for a in ("tanh", "none"))
     h, e = 3 * torch.randn(2, 1, 3, 32)
-    positions = make_positions(model.config, 3, None, h.device)
-    state, free = (m.step(h, e, 0, positions)[0] for m in (model, unbounded))
+    positions = attention_context(model.config, 3, None, h.device)
+    state, free = (m.loop_map(h, e, 0, positions)[0] for m in (model, unbounded))
     assert free.abs().max() > 1
     assert_close(state, torch.tanh(free))
-    assert model.step(100 * h, e, 0, positions)[0].abs().max() == 1  # float32 reaches the ends
+    assert model.loop_map(100 * h, e, 0, positions)[0].abs().max() == 1  # float32 reaches the ends
 
 
 def test_the_loop_index_embedding_is_a_sinusoid_on_the_first_eighth_of_the_channels():
     model = make_model("loop index", d_model=64)
     h, e = torch.randn(2, 1, 3, 64)
-    positions = make_positions(model.config, 3, None, h.device)
+    positions = attention_context(model.config, 3, None, h.device)
     seen = []
     hook = model.core[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
     for t in (0, 1, 5, 40):
-        model.step(h, e, t, positions)
+        model.loop_map(h, e, t, positions)
     hook.remove()
     driven = model.injection.decay() * h + model.injection._step() * F.linear(e, model.injection.b)
     for t, x in zip((0, 1, 5, 40), seen, strict=True):
@@ -376,11 +376,11 @@ def test_the_loop_index_embedding_is_a_sinusoid_on_the_first_eighth_of_the_chann
 def test_the_depth_lora_has_a_scale_per_loop_and_later_loops_reuse_the_last():
     model = make_model("depth lora", state_activation="none")
     h, e = torch.randn(2, 1, 3, 32)
-    positions = make_positions(model.config, 3, None, h.device)
+    positions = attention_context(model.config, 3, None, h.device)
     plain = make_model.__wrapped__("unbounded")
     plain.load_state_dict({name: p for name, p in model.state_dict().items() if "depth_lora" not in name})
-    without, _ = plain.step(h, e, 0, positions)
-    states = [model.step(h, e, t, positions)[0] for t in range(6)]
+    without, _ = plain.loop_map(h, e, 0, positions)
+    states = [model.loop_map(h, e, t, positions)[0] for t in range(6)]
     for t, state in enumerate(states):
         scale = model.depth_lora_scale[min(t, 2)]
         low_rank = model.depth_lora_up.weight @ torch.diag(scale) @ model.depth_lora_down.weight
@@ -774,7 +774,7 @@ def test_generation_takes_no_gradient():
 
 def test_the_loop_starts_from_e():
     model, ids = RecurrentDepthTransformer(ModelConfig()), torch.tensor([[7, 1, 2, 8]])
-    e = model.encode(ids, make_positions(model.config, 4, None, ids.device))
+    e = model.encode(ids, attention_context(model.config, 4, None, ids.device))
     assert torch.equal(next(model.loop(ids, 1)).previous, e)
 
 
