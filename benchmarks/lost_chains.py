@@ -18,7 +18,6 @@ import torch
 from mythos_lite import RecurrentDepthTransformer
 from mythos_lite.measure.sweep import evaluation_chains
 from mythos_lite.study.plan import TASKS
-from mythos_lite.study.runner import CHAINS_SEED
 
 N_LOOPS = 64
 
@@ -29,9 +28,9 @@ def main() -> None:
     parser.add_argument("folder", help="weights of a parity run of the study")
     model = RecurrentDepthTransformer.from_pretrained(parser.parse_args().folder)
     torch.set_num_threads(1)
-    task, found = TASKS["parity"].task, {"right_by_first_bits": {}, "lost_at": {}}
+    task, found = TASKS["parity"][0], {"right_by_first_bits": {}, "lost_at": {}}
     for n in (5, 8, 16):
-        chains = evaluation_chains(task, n, 500, CHAINS_SEED)
+        chains = evaluation_chains(task, n, 500, seed=1)
         batch = task.encode(chains)
         for step in model.loop(batch.token_ids, N_LOOPS):
             right = model.read_out(step.output)[:, -1].argmax(-1) == batch.answers

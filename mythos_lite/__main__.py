@@ -1,7 +1,5 @@
 """Command line: ``python -m mythos_lite experiment`` is the main job."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io
@@ -18,27 +16,20 @@ import torch
 from mythos_lite import __version__
 from mythos_lite.checks import NonFiniteError, check_int
 from mythos_lite.study.experiment import run_experiment, run_folder
-from mythos_lite.study.plan import STUDIES, Run
-from mythos_lite.study.report import check_result, check_together, seed_table, summary_table
-from mythos_lite.study.runner import (
-    MOST_AT_ONCE,
-    RESULTS,
-    chosen_runs,
-    disagreements,
-    find_record,
-    read_json,
-    run_study,
-)
+from mythos_lite.study.plan import STUDIES, chosen_runs, experiment_run
+from mythos_lite.study.records import check_together, disagreements, find_record, read_record
+from mythos_lite.study.report import seed_tables
+from mythos_lite.study.run import Run
+from mythos_lite.study.workers import MOST_AT_ONCE, RESULTS, run_study
 from mythos_lite.training.recipes import RECIPES
-from mythos_lite.training.trainer import STATE_FILE
+from mythos_lite.training.state import STATE_FILE
 
 STDOUT = "standard output"
 
-EXPERIMENT_EXAMPLES = """\
+_RECIPES = "\n".join(f"  {name:<10} {recipe.help}" for name, recipe in RECIPES.items())
+EXPERIMENT_EXAMPLES = f"""\
 recipes:
-  fixed      chains of 2 to 5 digits, four loops in every batch (the default)
-  hold       three or four loops, loss from the needed loop on: learns to keep its answer
-  published  the setting of the published tutorial, rerun
+{_RECIPES}
 
 examples:
   python -m mythos_lite experiment
@@ -54,7 +45,8 @@ examples:
   python -m mythos_lite study final --rungs "GQA with experts" --seeds 0
   python -m mythos_lite study baselines --rungs GRU --seeds 0 --results runs/again --compare results/study
 
-Each run is written when it ends; after an interruption the same command does the rest.
+Each run is written when it ends. After an interruption the same command goes on, each training from its last
+saved step.
 """
 
 
@@ -64,74 +56,66 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for add in (_add_experiment, _add_study, _add_grade, _add_table):
+        add(commands)
+    return parser
 
+
+def _add_experiment(commands: argparse._SubParsersAction) -> None:
     run = commands.add_parser(
-        "experiment",
-        help="train, sweep the loop count, draw loops against accuracy",
+        "experiment", help="train, sweep the loop count, draw loops against accuracy", epilog=EXPERIMENT_EXAMPLES,
         description="Train on short digit chains, then sweep the loop count on longer ones.",
-        epilog=EXPERIMENT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
+    run.set_defaults(do=_experiment, place=lambda args: str(_folder(args)))
     run.add_argument("--recipe", default="fixed", help=f"one of {', '.join(RECIPES)} (default: %(default)s)")
-    run.add_argument(
-        "--seed", type=int, default=0, help="weights, chains and loop counts follow from it (default: %(default)s)"
-    )
-    run.add_argument(
-        "--experts", action="store_true", help="latent attention and sparse experts in place of the dense model"
-    )
-    run.add_argument(
-        "--quick", action="store_true", help="a few steps and chains: shows that everything runs, proves nothing"
-    )
+    what = "weights, chains and loop counts follow from it (default: %(default)s)"
+    run.add_argument("--seed", type=int, default=0, help=what)
+    what = "latent attention and sparse experts in place of the dense model"
+    run.add_argument("--experts", action="store_true", help=what)
+    what = "a few steps and chains: shows that everything runs, proves nothing"
+    run.add_argument("--quick", action="store_true", help=what)
     run.add_argument("--out", metavar="DIR", help="where to write (default: runs/RECIPE-seedN)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    run.add_argument(
-        "--threads", type=int, default=min(2, os.cpu_count() or 1),
-        help=f"CPU threads, 1 to {MOST_AT_ONCE} here; the matrices are small, more than two do not pay "
-        "(default: %(default)s)",
-    )  # fmt: skip
+    what = f"CPU threads, 1 to {MOST_AT_ONCE} here; the matrices are small, more than two do not pay"
+    run.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help=f"{what} (default: %(default)s)")
 
+
+def _add_study(commands: argparse._SubParsersAction) -> None:
     study = commands.add_parser(
-        "study",
-        help="run the comparisons behind the tables, as far as they are not in results/study",
+        "study", help="run the comparisons behind the tables, as far as they are not in results/study",
         description="Train and measure the runs of these studies; a run whose result is there is not run again.",
-        epilog=STUDY_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+        epilog=STUDY_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    study.set_defaults(do=_study, place=lambda args: args.results)
     study.add_argument("studies", nargs="+", metavar="STUDY", help=f"of {', '.join(STUDIES)}")
     study.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help="only these rows, by name")
     study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds (default: the study's)")
-    study.add_argument(
-        "--jobs", type=int, default=2,
-        help=f"processes of one thread each, 1 to {MOST_AT_ONCE} here (default: %(default)s)",
-    )  # fmt: skip
-    study.add_argument(
-        "--results", default=str(RESULTS), metavar="DIR",
-        help="where records go (default: %(default)s); weights go there too, those of the default to runs/study",
-    )  # fmt: skip
-    study.add_argument(
-        "--compare",
-        metavar="DIR",
-        help="say whether the results agree with those in DIR, and exit with 1 if not; on another processor a rerun "
-        "may differ as much as seeds do",
-    )
+    what = f"processes of one thread each, 1 to {MOST_AT_ONCE} here (default: %(default)s)"
+    study.add_argument("--jobs", type=int, default=2, help=what)
+    what = "where records go (default: %(default)s); weights go there too, those of the default to runs/study"
+    study.add_argument("--results", default=str(RESULTS), metavar="DIR", help=what)
+    what = "say whether the results agree with those in DIR, and exit with 1 if not; on another processor a rerun may "
+    study.add_argument("--compare", metavar="DIR", help=f"{what}differ as much as seeds do")
     study.add_argument("--list", action="store_true", help="print the rows and seeds, and run nothing")
 
+
+def _add_grade(commands: argparse._SubParsersAction) -> None:
     grade = commands.add_parser(
-        "grade",
-        help="run a lesson's notebook and count the exercises it solves",
-        description="Run a lesson's notebook from the top in a fresh kernel and print which exercises it solves. "
-        "The notebook is not changed. Its code runs as you, with all that you may do: grade what you would run "
-        "yourself.",
-    )
-    grade.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS",
-        help="a cell that takes longer is interrupted, and the cells after it still run (default: %(default)g)",
+        "grade", help="run a lesson's notebook and count the exercises it solves",
+        description="Run a lesson's notebook from the top in a fresh kernel and print which exercises it solves. The "
+        "notebook is not changed. Its code runs as you, with all that you may do: grade what you would run yourself.",
     )  # fmt: skip
+    grade.set_defaults(do=_grade, place=lambda args: args.notebook)
+    what = "a cell that takes longer is interrupted, and the cells after it still run (default: %(default)g)"
+    grade.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=what)
     grade.add_argument("notebook", metavar="NOTEBOOK", help="for example notebooks/01_attention_variants.ipynb")
 
-    table = commands.add_parser("table", help="print results as a Markdown table")
-    table.add_argument("files", nargs="+", metavar="FILE", help="sweep.json files of finished runs")
-    return parser
+
+def _add_table(commands: argparse._SubParsersAction) -> None:
+    table = commands.add_parser("table", help="print records as a Markdown table")
+    table.set_defaults(do=_table, place=lambda args: ", ".join(args.files))
+    table.add_argument("files", nargs="+", metavar="FILE", help="records, such as the sweep.json of finished runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             try:
                 args = build_parser().parse_args(arguments)
-                return COMMANDS[args.command](args)
+                return args.do(args)
             finally:
                 sys.stdout.flush()  # here and not when the interpreter ends, where nobody answers its errors
         except KeyboardInterrupt as interruption:
@@ -153,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             if isinstance(error, BrokenPipeError) and error.filename == STDOUT:
                 return 141  # as if by SIGPIPE: whoever read, such as head, has seen enough
-            named = error if error.filename or not error.errno else f"{error}: {_where(args)!r}"
+            named = error if error.filename or not error.errno else f"{error}: {args.place(args)!r}"
             print(f"error: {named}", file=sys.stderr)
             return 2
         except (ValueError, NonFiniteError) as error:
@@ -249,21 +233,18 @@ def _what_now(args: argparse.Namespace | None) -> str:
     return ""
 
 
-def _where(args: argparse.Namespace) -> str:
-    """The folder or file that an error is about which does not say so."""
-    places = {"study": lambda a: a.results, "grade": lambda a: a.notebook, "table": lambda a: ", ".join(a.files)}
-    return str(places.get(args.command, _folder)(args))
+def _run(args: argparse.Namespace) -> Run:
+    return experiment_run(args.recipe, args.seed, experts=args.experts, quick=args.quick)
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    return run_folder(args.recipe, args.seed, out=args.out, experts=args.experts, quick=args.quick)
+    return run_folder(_run(args), args.out)
 
 
 def _experiment(args: argparse.Namespace) -> int:
     check_int("threads", args.threads, 1, MOST_AT_ONCE)  # torch takes any number and ends the process at some
-    folder = _folder(args)
     torch.set_num_threads(args.threads)
-    run_experiment(args.recipe, args.seed, out=folder, experts=args.experts, quick=args.quick, device=args.device)
+    run_experiment(_run(args), args.out, args.device)
     return 0
 
 
@@ -275,10 +256,10 @@ def _grade(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    results = [read_json(Path(name), "the sweep.json of a finished run", check_result) for name in args.files]
-    check_together(results, args.files)
-    print(f"Mean over seeds, worst seed in brackets\n\n{summary_table(results)}")
-    print(f"Each seed\n\n{seed_table(results)}", end="")
+    records = [read_record(Path(name)) for name in args.files]
+    check_together(records, args.files)
+    print(f"Mean over seeds, worst seed in brackets\n\n{seed_tables(records, per_seed=False)}")
+    print(f"Each seed\n\n{seed_tables(records, per_seed=True)}", end="")
     return 0
 
 
@@ -293,8 +274,8 @@ def _study(args: argparse.Namespace) -> int:
             raise ValueError(f"{name}='' is not possible: name a folder, or leave it out")
     results, compare = Path(args.results), None if args.compare is None else Path(args.compare)
     others = [] if compare is None else [_other_record(run, compare) for run in runs]
-    weights = Path("runs") / "study" if results.resolve() == RESULTS.resolve() else results
-    records = run_study(runs, results, weights, args.jobs)
+    folders = Path("runs") / "study" if results.resolve() == RESULTS.resolve() else results
+    records = run_study(runs, results, folders, args.jobs)
     print(f"{len(records)} runs are in {results}")
     if compare is None:
         return 0
@@ -307,9 +288,6 @@ def _other_record(run: Run, folder: Path) -> dict:
     if (record := find_record(run, folder)) is None:
         raise ValueError(f"{folder} does not hold {run.name}.json, so there is nothing to compare with")
     return record
-
-
-COMMANDS = {"experiment": _experiment, "study": _study, "grade": _grade, "table": _table}
 
 
 if __name__ == "__main__":

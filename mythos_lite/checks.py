@@ -1,7 +1,5 @@
 """Checks of single values: every rejection is a ``ValueError`` that names the field, its value and what is accepted."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable
@@ -19,6 +17,7 @@ def plain(value: object) -> object:
 
 
 def reject(field: str, value: object, accepted: str) -> None:
+    """Raise the ``ValueError`` that names the field, its value and what is accepted."""
     raise ValueError(f"{field}={value!r} is not possible: {accepted}")
 
 
@@ -53,11 +52,8 @@ def check_number(
     fine = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not fine or not -_LARGEST <= value <= _LARGEST or value < low or value > high or (open_low and value == low):
         edge = "above" if open_low else "at least"
-        reject(
-            field,
-            value,
-            f"{field} must be a finite number {edge} {low}" + ("" if math.isinf(high) else f" and at most {high:g}"),
-        )
+        most = "" if math.isinf(high) else f" and at most {high:g}"
+        reject(field, value, f"{field} must be a finite number {edge} {low}{most}")
     return value
 
 

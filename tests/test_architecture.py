@@ -12,14 +12,15 @@ import mythos_lite
 PACKAGE = Path(mythos_lite.__file__).parent
 ROOMS = {
     "": ["checks", "config"],
-    "files": ["checkpoint", "provenance"],
+    "files": ["json_files", "atomic", "provenance", "checkpoint"],
     "model": ["modes", "layers", "cache", "attention", "moe", "block", "injection", "halting", "loop"],
     "task": ["chains", "loss"],
     "measure": ["spectral", "sweep", "plots"],
-    "training": ["recipes", "trainer"],
-    "study": ["report", "experiment", "baselines", "plan", "runner", "summary", "tables", "figures"],
+    "training": ["recipes", "state", "trainer"],
+    "study": ["baselines", "run", "plan", "records", "workers", "report", "experiment"],
     "lessons": [
-        "session", "display", "exercise", *(f"lesson0{n}" for n in range(1, 7)), "catalogue", "grading",
+        "session", "display", "exercise", "holding", "summary", "study_figures", *(f"lesson0{n}" for n in range(1, 7)),
+        "catalogue", "grading",
     ],
 }  # fmt: skip
 """Rooms from the bottom up, their modules too."""
@@ -70,7 +71,7 @@ def test_configuration_is_checked_without_torch(name):
     assert modules <= set(sys.stdlib_module_names) | {"collections.abc", "mythos_lite.checks"}
 
 
-TALKING = {"__main__", "lessons.session", "lessons.catalogue"}
+TALKING = {"__main__", "study.workers", "lessons.session", "lessons.catalogue"}
 
 
 def test_only_the_command_line_and_the_lessons_print():
@@ -124,3 +125,13 @@ assert not {"IPython", "ipywidgets", "nbformat", "nbclient"} & (set(sys.modules)
 """
     run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_every_function_fits_on_a_screen():
+    long = [
+        (name, node.name, node.end_lineno - node.lineno + 1)
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 60
+    ]
+    assert not long

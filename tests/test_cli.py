@@ -24,33 +24,30 @@ from mythos_lite.files.checkpoint import open_checkpoint
 from mythos_lite.files.provenance import source_hash
 from mythos_lite.lessons import grading
 from mythos_lite.measure.sweep import sweep
-from mythos_lite.study import experiment
-from mythos_lite.study.experiment import SweepPlan
-from mythos_lite.study.report import summary_table
-from mythos_lite.study.runner import MOST_AT_ONCE
+from mythos_lite.study import experiment, plan, run
+from mythos_lite.study.plan import experiment_run
+from mythos_lite.study.records import rows_of
+from mythos_lite.study.report import seed_tables
+from mythos_lite.study.workers import MOST_AT_ONCE
 from mythos_lite.task.chains import ChainTask
 from mythos_lite.training import recipes, trainer
+from mythos_lite.training.recipes import Recipe, Sweep
 
 FIGURES = ["loop_scaling.png", "loops_by_length.png", "stability.png"]
 FILES = sorted(["config.json", "metrics.jsonl", "model.safetensors", "sweep.json", *FIGURES])
 TINY = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16)
-PLAN = SweepPlan(loops=(1, 2, 4), groups=((2, 3), (4,)), n_chains=20)
-
-
-def tiny_recipe(seed=0):
-    return TINY, TrainConfig(
-        seed=seed, steps=8, batch_size=8, max_digits=3, log_every=2, checkpoint_every=2, warmup_steps=2
-    )
+SWEEPS = tuple(Sweep(lengths=group, loops=(1, 2, 4), n_chains=20) for group in ((2, 3), (4,)))
+TRAIN = TrainConfig(steps=8, batch_size=8, max_digits=3, log_every=2, checkpoint_every=2, warmup_steps=2)
+TINY_RECIPE = Recipe(help="a tiny one", model=TINY, train=TRAIN, sweeps=SWEEPS)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipes.RECIPES, "fixed", tiny_recipe)
-        patch.setitem(experiment.PLANS, "fixed", PLAN)
-        patch.setattr(experiment, "QUICK_STEPS", 4)
+        patch.setitem(recipes.RECIPES, "fixed", TINY_RECIPE)
+        patch.setattr(plan, "QUICK_STEPS", 4)
         patch.setattr(
-            experiment,
+            plan,
             "mod7_moe_model",
             lambda: dataclasses.replace(TINY, n_experts=2, n_experts_per_token=1, d_expert=8),
         )
@@ -90,7 +87,7 @@ def interrupt(monkeypatch, error, step=4):
         if record["step"] == step:
             raise error
 
-    monkeypatch.setattr(experiment, "train", functools.partial(experiment.train, on_record=on_record))
+    monkeypatch.setattr(run, "train", functools.partial(run.train, on_record=on_record))
 
 
 # ---------------------------------------------------------------- what a run leaves
@@ -99,11 +96,11 @@ def interrupt(monkeypatch, error, step=4):
 def test_quick_run_writes_its_five_files_where_no_folder_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("--quick") == 0
-    assert sorted(contents(tmp_path / "runs" / "fixed-seed0-quick")) == FILES
+    assert sorted(contents(tmp_path / "runs" / "fixed-quick-seed0")) == FILES
     captured = capsys.readouterr()
     assert "means nothing" in captured.out
     assert captured.err == ""
-    assert len((tmp_path / "runs/fixed-seed0-quick/metrics.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "runs/fixed-quick-seed0/metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_quick_run_warms_up_and_is_saved_in_its_few_steps(tmp_path, monkeypatch):
@@ -122,10 +119,11 @@ def test_run_prints_its_table_and_chart_and_names_its_files(tmp_path, capsys):
     result = result_in(tmp_path)
     for name in ("2–3 digits", "4 digits", "accuracy on 4 digits by loops", "chance 0.143", "← loops in training"):
         assert name in out
-    assert f"final loss {result['final_loss']:.4f}" in out
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert f"final loss {records[-1]['loss']:.4f}" in out
     assert str(tmp_path) in out
     assert all(name in out for name in FILES)
-    four_digits = [row["accuracy"] for row in result["rows"] if row["n_digits"] == 4]
+    four_digits = [row["accuracy"] for row in rows_of(result) if row["n_digits"] == 4]
     table_line = next(line for line in out.splitlines() if line.startswith("4 digits"))
     assert table_line.split()[2:] == [f"{accuracy:.3f}" for accuracy in four_digits]
 
@@ -135,18 +133,15 @@ def test_files_of_a_run_fit_together(finished):
     result = result_in(finished)
     model = RecurrentDepthTransformer.from_pretrained(finished)
     assert model.config == TINY
-    assert result["rows"] == sweep(model, ChainTask(), (2, 3, 4), PLAN.loops, n_chains=PLAN.n_chains)
-    assert (result["groups"], result["trained_loops"]) == ([[2, 3], [4]], [4, 4])
-    assert result["chance"] == pytest.approx(1 / 7)
-    train = tiny_recipe()[1].to_dict()
-    notes = {
-        "recipe": "fixed", "experts": False, "seed": 0, "quick": False, "model": TINY.to_dict(), "train": train
-    }  # fmt: skip
-    assert open_checkpoint(finished).notes == notes
-    assert {name: result[name] for name in notes} == notes
+    assert rows_of(result) == sweep(model, ChainTask(), (2, 3, 4), (1, 2, 4), n_chains=20, seed=0)
+    expected = experiment_run("fixed", 0)
+    assert (expected.model, expected.train, expected.sweeps) == (TINY, TRAIN, SWEEPS)
+    assert open_checkpoint(finished).notes == expected.to_dict()
+    assert {name: result[name] for name in expected.to_dict()} == expected.to_dict()
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4, 6, 8]
-    assert result["final_loss"] == records[-1]["loss"]
+    assert [point[0] for point in result["curve"]] == [2, 4, 6, 8]
+    assert result["curve"][-1][1] == pytest.approx(records[-1]["loss"], rel=1e-3)
     assert (finished / "loop_scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -154,13 +149,12 @@ def test_result_says_where_it_comes_from(finished):
     result = result_in(finished)
     found = result["provenance"]
     assert found.keys() == {
-        "command", "source", "python", "torch", "numpy", "cpu", "threads", "device", "seconds"
+        "command", "source", "git", "python", "torch", "numpy", "cpu", "threads", "device", "seconds"
     }  # fmt: skip
     assert (found["source"], found["torch"], found["threads"]) == (source_hash(), torch.__version__, 1)
     assert found["device"] == "cpu" or torch.cuda.is_available()
-    assert found["seconds"].keys() == {"training", "sweep"}
+    assert found["seconds"].keys() == {"training", "training, CPU", "sweep"}
     assert found["cpu"]
-    assert result["resumed"] is False
 
 
 @pytest.mark.parametrize("flags", [[], ["--quick"], ["--experts", "--quick"], ["--seed", "5"]])
@@ -172,14 +166,14 @@ def test_recorded_command_gives_the_same_run_again(flags, tmp_path):
     assert arguments[:2] == ["-m", "mythos_lite"]
     again = build_parser().parse_args(arguments[2:])
     assert (again.command, again.recipe, again.seed) == ("experiment", "fixed", result["seed"])
-    assert (again.experts, again.quick) == (result["experts"], result["quick"])
+    assert (again.experts, again.quick) == ("--experts" in flags, "--quick" in flags)
 
 
 def test_run_with_experts_has_them_and_their_shares(tmp_path):
     assert call("--experts", "--out", tmp_path) == 0
     result = result_in(tmp_path)
     assert RecurrentDepthTransformer.from_pretrained(tmp_path).config.n_experts == result["model"]["n_experts"] == 2
-    assert [sum(shares) for shares in result["expert_shares"]] == pytest.approx([1.0] * 4)
+    assert [sum(shares) for shares in result["expert_shares"]] == pytest.approx([1.0] * 4, abs=0.01)
 
 
 def test_same_command_may_run_again_says_so_and_gives_the_same(finished, tmp_path, capsys):
@@ -188,7 +182,7 @@ def test_same_command_may_run_again_says_so_and_gives_the_same(finished, tmp_pat
         assert call("--out", tmp_path) == 0
         assert capsys.readouterr().out.startswith(warning) == again
     assert same_weights(finished, tmp_path)
-    assert result_in(tmp_path)["rows"] == result_in(finished)["rows"]
+    assert result_in(tmp_path)["counts"] == result_in(finished)["counts"]
     for name in ("config.json", "metrics.jsonl", "loop_scaling.png"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
@@ -209,7 +203,7 @@ def test_folder_of_another_run_is_refused_and_left_alone(flags, finished, capsys
 
 def test_folder_of_the_same_recipe_with_another_model_is_refused_and_left_alone(finished, monkeypatch, capsys):
     changed = dataclasses.replace(TINY, state_activation="none")
-    monkeypatch.setitem(recipes.RECIPES, "fixed", lambda seed: (changed, tiny_recipe(seed)[1]))
+    monkeypatch.setitem(recipes.RECIPES, "fixed", dataclasses.replace(TINY_RECIPE, model=changed))
     before = contents(finished)
     assert call("--out", finished) == 2
     assert "another run (recipe fixed, seed 0): its model is" in capsys.readouterr().err
@@ -242,7 +236,7 @@ def test_folder_of_another_run_that_is_not_finished_is_refused_and_left_alone(tm
         (["--out", ""], r"out='' is not possible: name a folder"),
         (["--out", "file"], r"'file' is a file"),
         (["--out", "file/below"], r"cannot write into this folder.*file/below"),
-        (["--out", "foreign"], r"foreign holds files that are not a finished run.*config\.json"),
+        (["--out", "foreign"], r"foreign holds files that are not a finished run.*foreign"),
     ],
 )
 def test_impossible_request_ends_with_code_2_and_writes_nothing(flags, named, tmp_path, monkeypatch, capsys):
@@ -291,9 +285,8 @@ def test_interrupted_run_says_so_and_the_same_command_goes_on(finished, tmp_path
     assert call("--out", tmp_path) == 0
     assert first_steps == list(range(2, 8))
     assert sorted(contents(tmp_path)) == FILES
-    assert result_in(tmp_path)["resumed"] is True
     assert same_weights(finished, tmp_path)
-    assert result_in(tmp_path)["rows"] == result_in(finished)["rows"]
+    assert result_in(tmp_path)["counts"] == result_in(finished)["counts"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
 
@@ -308,8 +301,8 @@ def test_run_that_is_ended_says_what_is_saved(tmp_path, monkeypatch, capsys):
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         monkeypatch.setattr(
-            experiment, "train",
-            functools.partial(experiment.train, on_record=lambda record: os.kill(os.getpid(), signal.SIGTERM)),
+            run, "train",
+            functools.partial(run.train, on_record=lambda record: os.kill(os.getpid(), signal.SIGTERM)),
         )  # fmt: skip
         assert call("--out", tmp_path) == 143
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -331,7 +324,7 @@ def test_figure_that_cannot_be_drawn_is_a_line_and_loses_no_number(tmp_path, mon
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
     assert call("--out", tmp_path) == 2
     assert capsys.readouterr().err == "error: the figures cannot be drawn: no font\n"
-    assert result_in(tmp_path)["rows"]
+    assert rows_of(result_in(tmp_path))
     assert main(["table", str(tmp_path / "sweep.json")]) == 0
 
 
@@ -343,7 +336,7 @@ def test_run_that_fails_after_training_does_not_train_again(finished, tmp_path, 
         patch.setattr(experiment, "figures", full)
         assert call("--out", tmp_path) == 2
     assert "error: no space left" in capsys.readouterr().err
-    monkeypatch.setattr(trainer, "chain_loss", None)
+    monkeypatch.setattr(trainer.StepStream, "at", None)
     assert call("--out", tmp_path) == 0
     assert sorted(contents(tmp_path)) == FILES
     assert same_weights(finished, tmp_path)
@@ -398,8 +391,8 @@ def test_run_needs_no_standard_output(stream, tmp_path, monkeypatch):
 WITHOUT_STDERR = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from test_cli import PLAN, recipes, experiment, main, tiny_recipe
-recipes.RECIPES["fixed"], experiment.PLANS["fixed"] = tiny_recipe, PLAN
+from test_cli import TINY_RECIPE, main, recipes
+recipes.RECIPES["fixed"] = TINY_RECIPE
 status = main(["experiment", "--threads", "1", "--out", sys.argv[2]])
 assert os.get_inheritable(2)  # and so it is no other file's number
 sys.exit(status)
@@ -464,7 +457,7 @@ def test_table_prints_each_seed_and_their_mean_as_markdown(finished, second_seed
     capsys.readouterr()
     assert main(["table", *(str(folder / "sweep.json") for folder in (second_seed, finished))]) == 0
     out = capsys.readouterr().out
-    assert "seeds 0 and 1" in out
+    assert "seeds 0, 1" in out
     tables = [block.splitlines() for block in out.split("\n\n") if block.startswith("|")]
     assert len(tables) == 2
     for table in tables:
@@ -473,11 +466,11 @@ def test_table_prints_each_seed_and_their_mean_as_markdown(finished, second_seed
         assert all(line.startswith("| ") and line.endswith(" |") for line in table if line != table[1])
     summary, each = ([[cell.strip() for cell in line.strip("|").split("|")] for line in table] for table in tables)
     four = {
-        seed: [row["accuracy"] for row in result_in(folder)["rows"] if row["n_digits"] == 4]
+        seed: [row["accuracy"] for row in rows_of(result_in(folder)) if row["n_digits"] == 4]
         for seed, folder in ((0, finished), (1, second_seed))
     }
     assert summary[0] == ["digits", "1", "2", "4"]
-    assert summary[3] == ["4", *(f"{(a + b) / 2:.2f} ({min(a, b):.2f})" for a, b in zip(*four.values(), strict=True))]
+    assert summary[3] == ["4", *(f"{(a + b) / 2:.3f} ({min(a, b):.3f})" for a, b in zip(*four.values(), strict=True))]
     assert [row[:2] for row in each[2:]] == [["0", "2–3"], ["0", "4"], ["1", "2–3"], ["1", "4"]]
     assert each[3][2:5] == [f"{accuracy:.3f}" for accuracy in four[0]]
     assert each[5][2:5] == [f"{accuracy:.3f}" for accuracy in four[1]]
@@ -489,20 +482,23 @@ def test_table_with_the_same_run_twice_is_an_error(finished, tmp_path, capsys):
     capsys.readouterr()
     assert main(["table", str(finished / "sweep.json"), str(again)]) == 2
     captured = capsys.readouterr()
-    twice = f"{finished / 'sweep.json'} and {again} are both recipe fixed, seed 0"
+    twice = f"{finished / 'sweep.json'} and {again} are both fixed, seed 0"
     assert captured.err == f"error: {twice}; give each run once\n"
     assert captured.out == ""
-    with pytest.raises(ValueError, match="result 1 and result 2 are both recipe fixed, seed 0"):
-        summary_table([result_in(finished)] * 2)
+    with pytest.raises(ValueError, match="record 1 and record 2 are both fixed, seed 0"):
+        seed_tables([result_in(finished)] * 2, per_seed=False)
 
 
 def test_table_of_two_sweeps_of_a_recipe_is_an_error_that_names_both(finished, tmp_path, capsys):
     result = result_in(finished)
-    result |= {"seed": 1, "rows": [row for row in result["rows"] if row["n_loops"] != 4]}
+    result["seed"], result["train"]["seed"] = 1, 1
+    result["counts"] = [row for row in result["counts"] if row[1] != 4]
+    for asked in result["sweeps"]:
+        asked["loops"] = [1, 2]
     (tmp_path / "short.json").write_text(json.dumps(result))
     assert main(["table", str(finished / "sweep.json"), str(tmp_path / "short.json")]) == 2
     assert re.fullmatch(
-        r"error: .*sweep.json and .*short.json, both recipe fixed, were swept over different .*\n",
+        r"error: .*sweep.json and .*short.json, both fixed, were swept over different .*\n",
         capsys.readouterr().err,
     )
 
@@ -526,28 +522,11 @@ def with_value(value, *path):
 
 
 SPOILT = {
-    "no recipe": (without("recipe"), "'recipe' is missing"),
-    "no seconds": (without("provenance", "seconds"), "'seconds' is missing"),
-    "no count": (without("rows", 0, "n_correct"), "'n_correct' is missing"),
-    "unknown recipe": (with_value("unknown", "recipe"), "recipe='unknown'"),
-    "recipe of another kind": (with_value(["fixed"], "recipe"), "recipe="),
-    "no rows": (with_value([], "rows"), "its rows must be one for each length"),
-    "a row less": (without("rows", 3), "its rows must be one for each length"),
-    "a row twice": (lambda result: result["rows"].append(result["rows"][0]), "its rows must be one for each length"),
-    "a length less": (without("groups", 1), "its rows must be one for each length"),
-    "an empty group": (with_value([], "groups", 1), "groups="),
-    "rows are numbers": (with_value([1, 2], "rows"), "laid out in another way"),
-    "rows are text": (with_value("rows", "rows"), "laid out in another way"),
-    "not a number": (with_value(float("nan"), "rows", 0, "n_correct"), "it holds NaN"),
-    "no number of use": (with_value(float("inf"), "rows", 0, "accuracy"), "it holds Infinity"),
-    "too many right": (with_value(10**6, "rows", 0, "n_correct"), "n_correct=1000000"),
-    "chains beyond floats": (with_value(10**400, "rows", 0, "n_chains"), "laid out in another way"),
-    "negative": (with_value(-1, "rows", 0, "n_correct"), "n_correct=-1"),
-    "no chains": (with_value(0, "rows", 0, "n_chains"), "n_chains=0"),
-    "seed is text": (with_value("0", "seed"), "seed='0'"),
-    "experts are text": (with_value("no", "experts"), "experts='no'"),
-    "seconds are text": (with_value("1", "provenance", "seconds", "training"), "training='1'"),
+    "no rung": (without("rung"), "'rung' is missing"),
+    "no count": (without("counts", 0, 3), "expected 4, got 3"),
+    "too many right": (with_value(10**6, "counts", 0, 3), "n_correct=1000000"),
 }
+"""``tests/study/test_records.py`` has more."""
 
 
 @pytest.mark.parametrize("damage", SPOILT)
@@ -559,7 +538,7 @@ def test_table_of_a_spoilt_result_is_an_error_that_names_the_file(damage, finish
     capsys.readouterr()
     assert main(["table", str(second_seed / "sweep.json"), str(tmp_path / "spoilt.json")]) == 2
     captured = capsys.readouterr()
-    said = rf"error: .*spoilt.json is not the sweep.json of a finished run: .*{re.escape(message)}.*\n"
+    said = rf"error: .*spoilt.json is not the record of a run: .*{re.escape(message)}.*\n"
     assert re.fullmatch(said, captured.err)
     assert captured.out == ""
 
@@ -579,7 +558,7 @@ def test_table_of_what_cannot_be_read_is_an_error_that_names_it(tmp_path, monkey
     def broken(*_, **__):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_text", broken)
+    monkeypatch.setattr(Path, "read_bytes", broken)
     assert main(["table", "sweep.json"]) == 2
     assert capsys.readouterr().err == "error: [Errno 5] Input/output error: 'sweep.json'\n"
 

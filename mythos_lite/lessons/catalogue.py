@@ -1,7 +1,5 @@
 """All exercises by number: check an answer, show a solution, keep the score."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

@@ -4,8 +4,6 @@ A figure is drawn by a function ``draw(k) -> Figure`` that knows nothing of widg
 static twin show the same picture and both can be tested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt

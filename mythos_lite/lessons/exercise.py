@@ -4,8 +4,6 @@ A check sees an answer as ``as_answer`` makes it, so that NumPy's numbers and ar
 are taken where their values are right.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress

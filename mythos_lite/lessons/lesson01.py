@@ -1,7 +1,5 @@
 """Exercises of lesson 1, attention variants."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Exercises of lesson 2, routing to experts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Exercises of lesson 3, the recurrent loop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

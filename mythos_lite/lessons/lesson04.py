@@ -1,7 +1,5 @@
 """Exercises of lesson 4, the spectral radius."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Exercises of lesson 5, adaptive depth."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

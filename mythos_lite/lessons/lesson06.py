@@ -1,7 +1,5 @@
 """Exercises of lesson 6, digit chains modulo 7."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

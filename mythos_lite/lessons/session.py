@@ -1,7 +1,5 @@
 """Start of a lesson, predictions, and the numbers that its prose quotes."""
 
-from __future__ import annotations
-
 import torch
 
 from mythos_lite.checks import check_int, plain

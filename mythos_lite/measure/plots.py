@@ -1,31 +1,35 @@
-"""Figures from rows and records; no torch, nothing shown, a ``Figure`` returned.
+"""Figures from rows and records, without torch. Each function returns a ``Figure`` and shows nothing.
 
-Colours are Okabe & Ito's, which colour-blind readers can tell apart; every line also has its own
-marker and dash, so a grey print loses nothing. Every title says what to see.
+Colours are Okabe & Ito's, which colour-blind readers can tell apart. Every line also has its own marker and dash,
+so that nothing is lost in a grey print. Every title says what to see.
 """
 
-from __future__ import annotations
-
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 2)))
+_STYLES = [
+    {"color": colour, "marker": marker, "ls": dash, "lw": 1.8, "ms": 5}
+    for colour, marker, dash in zip(COLOURS, MARKERS, DASHES, strict=True)
+]
+_DOTTED = {"color": "0.45", "lw": 1, "ls": ":"}
+_NOTE = {"fontsize": 8, "color": "0.35"}
+_LEGEND = {"fontsize": 8, "frameon": False}
 
 
 def to_png(figure: Figure, **options: object) -> bytes:
     """The figure as a PNG file, the same bytes every time; ``options`` go to ``Figure.savefig``.
 
-    Its texts are never set by LaTeX, which who asks for it in general (``text.usetex``) need not have.
+    Texts are never set by LaTeX: whoever sets ``text.usetex`` in general need not have it.
     """
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.usetex": False}):
@@ -45,36 +49,17 @@ def loop_scaling(
     """
     if not groups or not all(groups.values()) or len(groups) > len(COLOURS):
         raise ValueError(f"groups must hold 1 to {len(COLOURS)} lines of at least one row each, not {len(groups)}")
-    figure, axes = _figure(7.2, 4.2)
-    counts = sorted({row["n_loops"] for rows in groups.values() for row in rows})
+    figure, axes = _figure(7.2, 4.2, title or describe_scaling(list(groups.values())[-1], list(groups)[-1], chance))
     low, high = trained_loops
     axes.axvspan(low * 0.93, high * 1.07, color="0.88", zorder=0)
-    axes.annotate(
-        "loops in training",
-        (high * 1.1, 0.04),
-        xycoords=("data", "axes fraction"),
-        fontsize=8,
-        color="0.35",
-        va="center",
-    )
-    axes.axhline(chance, color="0.45", lw=1, ls=":")
-    axes.annotate(
-        f"chance\n{chance:.3f}", (1.01, chance), xycoords=("axes fraction", "data"), ha="left", va="center",
-        fontsize=8, color="0.35", annotation_clip=False,
-    )  # fmt: skip
-    for (name, rows), style in zip(groups.items(), _styles(), strict=False):
-        rows = sorted(rows, key=lambda row: row["n_loops"])
-        x = [row["n_loops"] for row in rows]
-        axes.plot(x, [row["accuracy"] for row in rows], label=name, **style)
-        axes.fill_between(x, [r["low"] for r in rows], [r["high"] for r in rows], color=style["color"], alpha=0.2, lw=0)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(-0.02, 1.05)
-    axes.set_xlabel("loops at inference")
-    axes.set_ylabel("accuracy (share of chains)")
+    axes.annotate("loops in training", (high * 1.1, 0.04), xycoords=("data", "axes fraction"), va="center", **_NOTE)
+    axes.axhline(chance, **_DOTTED)
+    right = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
+    axes.annotate(f"chance\n{chance:.3f}", (1.01, chance), va="center", **right, **_NOTE)
+    lines = {name: [(r["n_loops"], r["accuracy"], r["low"], r["high"]) for r in rows] for name, rows in groups.items()}
+    _draw_bands(axes, lines, alpha=0.2, lw=0)
+    axes.set(ylim=(-0.02, 1.05), xlabel="loops at inference", ylabel="accuracy (share of chains)")
     axes.legend(loc="best", fontsize=9, frameon=False)
-    axes.set_title(title or describe_scaling(list(groups.values())[-1], list(groups)[-1], chance), fontsize=11)
     return figure
 
 
@@ -84,13 +69,11 @@ def describe_scaling(rows: Sequence[dict], name: str, chance: float) -> str:
     first, last, best = rows[0], rows[-1], max(rows, key=lambda row: row["accuracy"])
     if best["accuracy"] < chance + 0.1:
         return f"{name}: near chance at every loop count"
-    if best["accuracy"] - first["accuracy"] < 0.1:
-        text = f"{name}: {first['accuracy']:.2f} at {_loops(first)}, more loops add little"
-    else:
-        text = f"{name}: {first['accuracy']:.2f} at {_loops(first)}, {best['accuracy']:.2f} at {best['n_loops']}"
-    if best["accuracy"] - last["accuracy"] > 0.05:
-        return f"{text}, and down to {last['accuracy']:.2f} at {last['n_loops']}"
-    return f"{text}, still {last['accuracy']:.2f} at {last['n_loops']}"
+    text = f"{name}: {first['accuracy']:.2f} at {first['n_loops']} loop{'s' * (first['n_loops'] != 1)}, "
+    few = best["accuracy"] - first["accuracy"] < 0.1
+    text += "more loops add little" if few else f"{best['accuracy']:.2f} at {best['n_loops']}"
+    falls = best["accuracy"] - last["accuracy"] > 0.05
+    return f"{text}, {'and down to' if falls else 'still'} {last['accuracy']:.2f} at {last['n_loops']}"
 
 
 def loops_by_length(
@@ -98,20 +81,13 @@ def loops_by_length(
 ) -> Figure:
     """Heat map of accuracy, loops across and digits up; a line marks the loops ``needed`` by length."""
     lengths, counts = ({row[key] for row in rows} for key in ("n_digits", "n_loops"))
-    figure, axes = _figure(1.9 + 0.55 * len(counts), 1.6 + 0.34 * len(lengths))
-    grid, image = _accuracy_map(axes, rows, needed)
-    for i, j in np.ndindex(grid.shape):
-        if np.isfinite(grid[i, j]):
-            colour = "black" if grid[i, j] > 0.55 else "white"
-            axes.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_title(
-        title
-        or (
-            "Right of the line information can reach the end of the chain" if needed else "Accuracy by loops and length"
-        ),
-        fontsize=11,
-    )
-    figure.colorbar(image, ax=axes, label="accuracy")
+    said = "Right of the line information can reach the end of the chain" if needed else "Accuracy by loops and length"
+    figure, axes = _figure(1.9 + 0.55 * len(counts), 1.6 + 0.34 * len(lengths), title or said)
+    for (i, j), accuracy in np.ndenumerate(_draw_map(axes, rows, needed)):
+        if np.isfinite(accuracy):
+            colour = "black" if accuracy > 0.55 else "white"
+            axes.text(j, i, f"{accuracy:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(axes.images[0], ax=axes, label="accuracy")
     return figure
 
 
@@ -119,34 +95,14 @@ def frontier(panels: Mapping[str, tuple[Sequence[dict], Mapping[int, int]]], *, 
     """The same heat map of several models side by side: name → rows, and loops ``needed`` by length."""
     if not panels:
         raise ValueError("panels must hold at least one model")
-    figure = Figure(figsize=(1.5 + 3.0 * len(panels), 3.9), layout="constrained", dpi=130)
-    many = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (name, (rows, needed)) in zip(many, panels.items(), strict=True):
-        _, image = _accuracy_map(axes, rows, needed, every=4)
+    figure, many = _panels(1.5 + 3.0 * len(panels), 3.9, 1, len(panels))
+    for axes, (name, (rows, needed)) in zip(many[0], panels.items(), strict=True):
+        _draw_map(axes, rows, needed, every=4)
         axes.set_title(name, fontsize=10)
         axes.label_outer()
-    figure.colorbar(image, ax=many, label="accuracy")
+    figure.colorbar(axes.images[0], ax=many, label="accuracy")
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _accuracy_map(
-    axes: Axes, rows: Sequence[dict], needed: Mapping[int, int] | None, every: int = 1
-) -> tuple[np.ndarray, AxesImage]:
-    """The grid, lengths by loop counts, and its image; one loop count in ``every`` is named."""
-    lengths, counts = (sorted({row[key] for row in rows}) for key in ("n_digits", "n_loops"))
-    grid = np.full((len(lengths), len(counts)), np.nan)
-    for row in rows:
-        grid[lengths.index(row["n_digits"]), counts.index(row["n_loops"])] = row["accuracy"]
-    image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1)
-    if needed:
-        edge = [next((j for j, count in enumerate(counts) if count >= needed[n]), len(counts)) - 0.5 for n in lengths]
-        border = [i + side for i in range(len(lengths)) for side in (-0.5, 0.5)]
-        axes.plot(np.repeat(edge, 2), border, color="#D55E00", lw=2.5)
-    axes.set_xticks(range(every - 1, len(counts), every), counts[every - 1 :: every])
-    axes.set_yticks(range(len(lengths)), lengths)
-    axes.set(xlabel="loops at inference", ylabel="digits in the chain")
-    return grid, image
 
 
 def length_generalisation(
@@ -158,22 +114,16 @@ def length_generalisation(
     """
     if not lines or len(lines) > len(COLOURS):
         raise ValueError(f"lines must hold 1 to {len(COLOURS)} names, not {len(lines)}")
-    figure, axes = _figure(7.2, 4.2)
-    lengths = sorted({n for line in lines.values() for n in line})
+    figure, axes = _figure(7.2, 4.2, title)
     axes.axvspan(trained * 0.7, trained, color="0.88", zorder=0)
-    axes.axhline(chance, color="0.45", lw=1, ls=":")
-    axes.annotate("chance", (lengths[-1], chance), xytext=(0, 4), textcoords="offset points", fontsize=8, ha="right")
-    axes.annotate("trained", (trained * 0.95, 0.02), fontsize=8, ha="right", color="0.35")
-    for (name, line), style in zip(lines.items(), _styles(), strict=False):
-        at = sorted(line)
-        axes.fill_between(at, [min(line[n]) for n in at], [max(line[n]) for n in at], color=style["color"], alpha=0.15)
-        axes.plot(at, [sum(line[n]) / len(line[n]) for n in at], label=name, **style)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, lengths)
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.axhline(chance, **_DOTTED)
+    above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+    axes.annotate("chance", (max(n for line in lines.values() for n in line), chance), **above)
+    axes.annotate("trained", (trained * 0.95, 0.02), ha="right", **_NOTE)
+    points = {name: [(n, sum(a) / len(a), min(a), max(a)) for n, a in line.items()] for name, line in lines.items()}
+    _draw_bands(axes, points, alpha=0.15)
     axes.set(ylim=(0, 1.05), xlabel="length of the chain (log scale)", ylabel="accuracy, mean and range over seeds")
-    axes.set_title(title, fontsize=11)
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
+    figure.legend(loc="outside lower center", ncols=3, **_LEGEND)
     return figure
 
 
@@ -185,22 +135,19 @@ def ladder(rungs: Mapping[str, Mapping[str, Sequence[float]]], *, chance: float,
     if not rungs:
         raise ValueError("there are no rungs to draw")
     questions = list(dict.fromkeys(question for asked in rungs.values() for question in asked))
-    figure, axes = _figure(7.6, 1.4 + 0.34 * len(rungs))
-    axes.axvline(chance, color="0.45", lw=1, ls=":")
-    for index, (question, style) in enumerate(zip(questions, _styles(), strict=False)):
-        look = {"color": style["color"], "marker": style["marker"], "linestyle": ""}
+    figure, axes = _figure(7.6, 1.4 + 0.34 * len(rungs), title, loc="left")
+    axes.axvline(chance, **_DOTTED)
+    for index, (question, style) in enumerate(zip(questions, _STYLES, strict=False)):
         for row, asked in enumerate(rungs.values()):
-            y = row + 0.16 * (index - (len(questions) - 1) / 2)
-            axes.plot(asked[question], [y] * len(asked[question]), ms=3, alpha=0.5, **look)
+            seeds, y = asked[question], row + 0.16 * (index - (len(questions) - 1) / 2)
+            axes.plot(seeds, [y] * len(seeds), **style | {"ls": "", "ms": 3, "alpha": 0.5})
             label = question if row == 0 else None
-            axes.plot([sum(asked[question]) / len(asked[question])], [y], ms=7, label=label, **look)
-    axes.set_yticks(range(len(rungs)), list(rungs))
+            axes.plot([sum(seeds) / len(seeds)], [y], label=label, **style | {"ls": "", "ms": 7})
+    axes.set(yticks=range(len(rungs)), yticklabels=list(rungs), axisbelow=True)
+    axes.set(xlim=(0, 1.03), xlabel="accuracy; small points are seeds, large ones their mean")
     axes.invert_yaxis()
     axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.set(xlim=(0, 1.03), xlabel="accuracy; small points are seeds, large ones their mean")
-    axes.set_title(title, fontsize=11, loc="left")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=len(questions))
+    figure.legend(loc="outside lower center", ncols=len(questions), **_LEGEND)
     return figure
 
 
@@ -208,21 +155,16 @@ def gain_and_accuracy(
     points: Mapping[str, Sequence[tuple[float, float]]], *, chance: float, asked: str, title: str
 ) -> Figure:
     """Every run a point, name → (gain of a small error along the chain, accuracy on ``asked``)."""
-    figure, axes = _figure(7.2, 3.8)
-    axes.axhline(chance, color="0.45", lw=1, ls=":")
-    axes.axvline(1, color="0.45", lw=1, ls=":")
-    axes.annotate("errors grow", (1.2, 1.04), fontsize=8, color="0.35")
-    axes.annotate("chance", (1, chance), xytext=(2, 3), textcoords="offset points", fontsize=8, color="0.35",
-                  xycoords=("axes fraction", "data"), ha="right")  # fmt: skip
-    for (name, pairs), style in zip(points.items(), _styles(), strict=False):
-        look = {"color": style["color"], "marker": style["marker"], "linestyle": "", "alpha": 0.7}
-        axes.plot([gain for gain, _ in pairs], [accuracy for _, accuracy in pairs], label=name, **look)
-    axes.set_xscale("log")
-    axes.set(
-        ylim=(0, 1.1), xlabel="highest gain of a small error over 8 digits (log scale)", ylabel=f"accuracy, {asked}"
-    )
-    axes.set_title(title, fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="center left")
+    figure, axes = _figure(7.2, 3.8, title)
+    axes.axhline(chance, **_DOTTED)
+    axes.axvline(1, **_DOTTED)
+    axes.annotate("errors grow", (1.2, 1.04), **_NOTE)
+    right = {"xycoords": ("axes fraction", "data"), "xytext": (2, 3), "textcoords": "offset points", "ha": "right"}
+    axes.annotate("chance", (1, chance), **right, **_NOTE)
+    _draw(axes, {name: zip(*pairs, strict=True) for name, pairs in points.items()}, ls="", ms=6, alpha=0.7)
+    axes.set(ylim=(0, 1.1), ylabel=f"accuracy, {asked}")
+    axes.set(xscale="log", xlabel="highest gain of a small error over 8 digits (log scale)")
+    axes.legend(loc="center left", **_LEGEND)
     return figure
 
 
@@ -238,64 +180,80 @@ def stability(records: Sequence[dict], radii: Sequence[float], *, title: str | N
     trained = len(records[-1]["residuals"])
     if len(radii) < trained:
         raise ValueError(f"radii must go up to loop {trained}, the loop count of training, not to {len(radii)}")
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained", dpi=130)
-    (residual_loops, residual_steps), (radius_loops, radius_steps) = figure.subplots(2, 2)
+    decay, radius = records[-1]["decay_radius"], radii[trained - 1]
+    said = f"Training ends at ρ(Ā) = {decay:.2f}; after it the whole loop's radius at loop {trained} is {radius:.2f}, "
+    figure, panels = _panels(9.6, 6.4, 2, 2)
+    figure.suptitle(title or said + ("above 1" if radius >= 1 else "below 1"), fontsize=11)
+
     shown = [records[i] for i in sorted({0, (len(records) - 1) // 2, len(records) - 1})]
-    for record, style in zip(shown, _styles(), strict=False):
-        loops = range(1, len(record["residuals"]) + 1)
-        residual_loops.plot(loops, record["residuals"], label=f"step {record['step']}", **style)
-    steps = [record["step"] for record in records]
-    first, second = _styles()[:2]
-    radius_loops.plot(range(1, len(radii) + 1), radii, label="ρ(J), whole loop, after training", **second)
-    every = max(1, len(steps) // 10)
-    residual_steps.plot(steps, [r["residuals"][0] for r in records], label="first loop", markevery=every, **first)
-    residual_steps.plot(steps, [r["residuals"][-1] for r in records], label="last loop", markevery=every, **second)
-    radius_steps.plot(
-        steps, [r["decay_radius"] for r in records], label="ρ(Ā), injection alone", markevery=every, **first
-    )
-    radius_steps.plot(
-        steps, [r["jacobian_radius"] for r in records], label="ρ(J), whole loop, last", markevery=every, **second
-    )
-    for axes in (residual_loops, residual_steps):
-        axes.set_yscale("log")
-        axes.set_ylabel("relative residual")
-    for axes in (radius_loops, radius_steps):
-        axes.axhline(1, color="0.45", lw=1, ls=":")
-        axes.set_ylabel("spectral radius")
-    for axes, shown_loops in ((residual_loops, records[-1]["residuals"]), (radius_loops, radii)):
-        axes.set_xticks(range(1, len(shown_loops) + 1))
-        axes.set_xlabel("loop")
-    for axes in (residual_steps, radius_steps):
+    of_loop = list(zip(*(record["residuals"] for record in records), strict=True))
+    steps, decays, last_radii = ([r[key] for r in records] for key in ("step", "decay_radius", "jacobian_radius"))
+    loops, later_loops, every = range(1, trained + 1), range(1, len(radii) + 1), max(1, len(steps) // 10)
+    _draw(panels[0, 0], {f"step {r['step']}": (loops, r["residuals"]) for r in shown})
+    _draw(panels[0, 1], {"first loop": (steps, of_loop[0]), "last loop": (steps, of_loop[-1])}, markevery=every)
+    _draw(panels[1, 0], {"ρ(J), whole loop, after training": (later_loops, radii)}, _STYLES[1:])
+    lines = {"ρ(Ā), injection alone": (steps, decays), "ρ(J), whole loop, last": (steps, last_radii)}
+    _draw(panels[1, 1], lines, markevery=every)
+
+    panels[0, 0].set_title("How much each loop changes the state", fontsize=10)
+    panels[0, 0].set(xlabel="loop", xticks=loops)
+    panels[1, 0].set_title("Whole loop: below 1 small errors die out", fontsize=10)
+    panels[1, 0].set(xlabel="loop", xticks=later_loops)
+    for axes in panels[:, 1]:
+        axes.set_title("… over training, weights before averaging", fontsize=10)
         axes.set_xlabel("training step")
-    residual_loops.set_title("How much each loop changes the state", fontsize=10)
-    residual_steps.set_title("… over training, weights before averaging", fontsize=10)
-    radius_loops.set_title("Whole loop: below 1 small errors die out", fontsize=10)
-    radius_steps.set_title("… over training, weights before averaging", fontsize=10)
-    for axes in figure.axes:
-        axes.legend(frameon=False, fontsize=8)
+    for top, bottom in panels.T:
+        top.set(yscale="log", ylabel="relative residual")
+        bottom.axhline(1, **_DOTTED)
+        bottom.set_ylabel("spectral radius")
+    for axes in panels.flat:
+        axes.legend(**_LEGEND)
         axes.spines[["top", "right"]].set_visible(False)
-    radius = radii[trained - 1]
-    side = "above" if radius >= 1 else "below"
-    decay = f"Training ends at ρ(Ā) = {records[-1]['decay_radius']:.2f}"
-    figure.suptitle(
-        title or f"{decay}; after it the whole loop's radius at loop {trained} is {radius:.2f}, {side} 1", fontsize=11
-    )
     return figure
 
 
-def _figure(width: float, height: float):
+def _panels(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
-    axes = figure.subplots()
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _figure(width: float, height: float, title: str, **where: str) -> tuple[Figure, Axes]:
+    figure, ((axes,),) = _panels(width, height, 1, 1)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11, **where)
     return figure, axes
 
 
-def _styles():
-    return [
-        {"color": colour, "marker": marker, "ls": dash, "lw": 1.8, "ms": 5}
-        for colour, marker, dash in zip(COLOURS, MARKERS, DASHES, strict=True)
-    ]
+def _draw(axes: Axes, lines: Mapping[str, Iterable[Sequence]], styles: Sequence[dict] = _STYLES, **look) -> None:
+    """Named lines, (x, y) each, each in a style of its own."""
+    for (name, line), style in zip(lines.items(), styles, strict=False):
+        axes.plot(*line, label=name, **style | look)
 
 
-def _loops(row: dict) -> str:
-    return f"{row['n_loops']} loop" + ("" if row["n_loops"] == 1 else "s")
+def _draw_bands(axes: Axes, lines: Mapping[str, Sequence[tuple]], **band: float) -> None:
+    """A line through each name's points (x, y, low, high) and a band from low to high, on a logarithmic axis."""
+    for (name, points), style in zip(lines.items(), _STYLES, strict=False):
+        x, middle, low, high = zip(*sorted(points), strict=True)
+        axes.plot(x, middle, label=name, **style)
+        axes.fill_between(x, low, high, color=style["color"], **band)
+    ticks = sorted({x for points in lines.values() for x, *_ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, ticks)
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _draw_map(axes: Axes, rows: Sequence[dict], needed: Mapping[int, int] | None, every: int = 1) -> np.ndarray:
+    """The grid that is drawn, lengths by loop counts; one loop count in ``every`` is named."""
+    lengths, counts = (sorted({row[key] for row in rows}) for key in ("n_digits", "n_loops"))
+    grid = np.full((len(lengths), len(counts)), np.nan)
+    for row in rows:
+        grid[lengths.index(row["n_digits"]), counts.index(row["n_loops"])] = row["accuracy"]
+    axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1)
+    if needed:
+        edge = np.searchsorted(counts, [needed[n] for n in lengths]) - 0.5
+        border = np.arange(len(lengths) + 1) - 0.5
+        axes.plot(np.repeat(edge, 2), np.repeat(border, 2)[1:-1], color="#D55E00", lw=2.5)
+    axes.set_xticks(range(every - 1, len(counts), every), counts[every - 1 :: every])
+    axes.set_yticks(range(len(lengths)), lengths)
+    axes.set(xlabel="loops at inference", ylabel="digits in the chain")
+    return grid

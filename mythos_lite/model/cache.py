@@ -1,14 +1,11 @@
 """What attention remembers while a sequence grows.
 
-In a loop a layer number does not name a set of keys: the core attends once per loop and each time
-to other states. Entries are therefore keyed by (stage, layer, loop).
+In a loop a layer's number does not name one set of keys: the core attends once per loop, each time to other
+states. Entries are therefore stored under (stage, layer, loop).
 
-Layers write during a forward pass; the model advances the cache once, after it. What was written
-but not advanced does not count: a pass that failed half-way, or that read the coda out after every
-loop, leaves no trace.
+Layers write during a forward pass, and the model advances the cache once, after it. What was written before the
+advance does not count, so a pass that failed half-way, or that read the coda out after every loop, changes nothing.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -19,8 +16,7 @@ from mythos_lite.config import ModelConfig
 
 
 class CacheKey(NamedTuple):
-    stage: str
-    """``"prelude"``, ``"core"`` or ``"coda"``"""
+    stage: str  # "prelude", "core" or "coda"
     layer: int
     loop: int = 0
 
@@ -28,91 +24,71 @@ class CacheKey(NamedTuple):
 class Cache:
     """Tensors per (stage, layer, loop), each with positions on its second-last axis.
 
-    ``length`` is the number of positions seen; ``config``, ``n_loops`` and ``batch_size`` are those that
-    it is filled for, ``None`` before its first use. ``loops_run`` is the most loops that were really run
-    for one of its tokens, fewer than ``n_loops`` after early exits. Under a sliding window only the last
-    window − 1 positions are kept, which is all that later tokens can see.
-
-    A cache belongs to one model: configurations are compared, weights are not.
+    ``length`` is the number of positions seen, ``n_kept`` of those that are stored: under a sliding window only the
+    last window − 1, which is all that later tokens can see. ``config``, ``n_loops`` and ``batch_size`` are those that
+    it was filled for, ``None`` before its first use. ``loops_run`` is the most loops that were run for any of its
+    tokens, fewer than ``n_loops`` after early exits. A cache belongs to one model; only configurations are compared.
     """
 
     def __init__(self) -> None:
-        self.length = 0
+        self.length = self.n_kept = self.loops_run = 0
         self.config: ModelConfig | None = None
         self.n_loops: int | None = None
         self.batch_size: int | None = None
-        self.loops_run = 0
-        self._kept = 0
         self._entries: dict[CacheKey, tuple[Tensor, ...]] = {}
 
-    @property
-    def n_kept(self) -> int:
-        """Positions that entries hold: ``length``, or at most window − 1."""
-        return self._kept
-
     def begin(self, config: ModelConfig, batch_size: int, n_loops: int) -> None:
-        """Start a pass: an empty cache takes these on, a filled one must have been filled for them (``ValueError``).
+        """Start a pass: ``ValueError`` if the cache was filled for another configuration, batch size or loop count.
 
-        An empty cache also lets go of what an unfinished first pass may have left in it.
+        An empty cache takes these on, and drops what an unfinished first pass may have left in it.
         """
         if not self.length:
             self._entries.clear()
             self.config, self.batch_size, self.n_loops = config, batch_size, n_loops
         if config != self.config:
             raise ValueError("the cache was filled by a model of another configuration; start a new Cache()")
-        if n_loops != self.n_loops:
-            raise ValueError(
-                f"the cache was filled at n_loops={self.n_loops} and cannot be used at n_loops={n_loops}: "
-                f"loop {min(n_loops, self.n_loops) + 1} would see keys of other tokens than the loops before it. "
-                f"Keep n_loops={self.n_loops}, or start a new Cache()"
-            )
-        if batch_size != self.batch_size:
-            raise ValueError(
-                f"the cache holds {self.batch_size} sequences and cannot be used for {batch_size}; start a new Cache()"
-            )
+        _check_same("n_loops", self.n_loops, n_loops)  # else loops would see keys of only some of the tokens
+        _check_same("batch_size", self.batch_size, batch_size)
 
     def put(self, key: CacheKey, *new: Tensor) -> tuple[Tensor, ...]:
-        """Store new positions under ``key`` and return past and new ones together.
+        """Store tensors (…, T, width) of new positions; return them joined to the past ones, (…, n_kept + T, width).
 
-        Each tensor is (…, T, width); what comes back is (…, n_kept + T, width). ``ValueError`` for tensors of another
-        type or device than those that are kept, as after a cast of the model.
+        ``ValueError`` for tensors of another type or device than the stored ones, as after a cast of the model.
         """
-        past = self._entries.get(key)
-        if past is not None and self._kept:
-            (old, *_), (fresh, *_) = past, new
-            if (old.dtype, old.device) != (fresh.dtype, fresh.device):
-                raise ValueError(
-                    f"the cache was filled in {old.dtype} on {old.device} and cannot be used in {fresh.dtype} on "
-                    f"{fresh.device}; start a new Cache()"
-                )
-            new = tuple(
-                torch.cat([old[..., : self._kept, :], fresh], dim=-2) for old, fresh in zip(past, new, strict=True)
-            )
+        if self.n_kept and (past := self._entries.get(key)):
+            for field in ("dtype", "device"):
+                _check_same(field, getattr(past[0], field), getattr(new[0], field))
+            new = tuple(torch.cat([a[..., : self.n_kept, :], b], dim=-2) for a, b in zip(past, new, strict=True))
         self._entries[key] = new
         return new
 
     def advance(self, n_new: int, loops_run: int) -> None:
-        """End a pass of ``n_new`` positions: count them as seen, let go of what the window has passed.
+        """End a pass of ``n_new`` positions: count them as seen and drop what has left the window.
 
-        An early exit has left out the loops after ``loops_run``; they get its entries. Where the state has
-        stopped changing, their keys would have equalled these, so later tokens may attend to them.
+        The loops that an early exit left out get the entries of the last one run. Where the state has stopped
+        changing their keys would have been the same, so later tokens may attend to them in every loop.
         """
         for key in [k for k in self._entries if k.stage == "core" and k.loop == loops_run - 1]:
-            fresh = tuple(tensor[..., self._kept :, :] for tensor in self._entries[key])
+            fresh = [tensor[..., self.n_kept :, :] for tensor in self._entries[key]]
             for loop in range(loops_run, self.n_loops):
                 self.put(key._replace(loop=loop), *fresh)
         self.length += n_new
+        self.n_kept += n_new
         self.loops_run = max(self.loops_run, loops_run)
-        self._kept += n_new
-        window = self.config.window
-        if window is not None and self._kept > window - 1:
-            self._kept = window - 1
-            # A copy, so that the memory of what has left the window is really given back.
+        if self.config.window is not None and self.n_kept >= self.config.window:
+            old, self.n_kept = self.n_kept, self.config.window - 1
+            # Cloned, since a slice alone would keep the memory of what has left the window.
             self._entries = {
-                key: tuple(tensor[..., tensor.shape[-2] - self._kept :, :].clone() for tensor in entry)
-                for key, entry in self._entries.items()
+                k: tuple(t[..., old - self.n_kept :, :].clone() for t in e) for k, e in self._entries.items()
             }
 
     def n_bytes(self) -> int:
         """Bytes that the cached tensors take."""
         return sum(t.numel() * t.element_size() for entry in self._entries.values() for t in entry)
+
+
+def _check_same(field: str, filled: object, used: object) -> None:
+    if filled != used:
+        raise ValueError(
+            f"the cache was filled at {field}={filled} and cannot be used at {field}={used}; start a new Cache()"
+        )

@@ -1,24 +1,20 @@
 """When to stop looping: learned halting (ACT), and an exit that needs no training.
 
-==================  =================================================================
-name here           symbol and source
-==================  =================================================================
-``ActHalting``      h = σ(w·s + b), the halting unit; Graves 2016, §2
-weights             p_t: the halting probability, the remainder R at the last; §2
-``ponder_cost``     ρ = N + R, updates used plus remainder; §2.1
-``ConvergenceExit``  Huginn (Geiping et al. 2025, §6): stop when the answer's
-                    distribution no longer changes
-==================  =================================================================
+===================  ====================================================================
+name here            symbol and source
+===================  ====================================================================
+``ActHalting``       h = σ(w·s + b), the halting unit; Graves 2016, §2
+``weights``          p_t: the halting probability, the remainder R at the last; §2
+``ponder_cost``      ρ = N + R, updates used plus remainder; §2.1
+``ConvergenceExit``  stop when the answer no longer changes; Huginn (Geiping et al. 2025), §6
+===================  ====================================================================
 
-ACT's output is the weighted sum of the states so far. The weights sum to 1 in every case: where the
-budget of loops ends before the threshold is reached, the last loop gets what remains. (OpenMythos
-drops that remainder: its weights sum to .018 after one loop.) The weighted sum is kept for every
-budget as the loop goes on, so one pass gives the output at each loop count.
+ACT's output is the weighted sum of the states so far. The weights always sum to 1: where the loops end before the
+threshold is reached, the last loop gets what remains. (OpenMythos drops that remainder: its weights sum to .018 after
+one loop.) The sum is kept up to date for every budget, so one pass gives the output at each loop count.
 
 Shapes: B batch, T positions, D width, V vocabulary, L loops.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -82,11 +78,10 @@ class ActHalting(nn.Module):
 class ConvergenceExit:
     """Stop once the answer has stopped changing; nothing is learned for it.
 
-    The change is the total variation between the read-outs of two successive loops, between 0 and 1,
-    at the worst position of the tokens at hand. It must stay at ``tolerance`` or below for
-    ``patience`` loops in a row: a single quiet loop also happens while the information is under way.
-    For the same reason every position counts, not only the one whose answer is wanted, and a token
-    that follows others in a cache is run for at least as many loops as they were.
+    The change is the total variation between the read-outs of two successive loops, between 0 and 1, at the token where
+    it is largest. It must stay at ``tolerance`` or below for ``patience`` loops in a row, because a single quiet loop
+    also occurs while information is still on its way. For the same reason all tokens count, not only the one whose
+    answer is wanted, and a token that follows others in a cache is run for at least as many loops as they were.
     """
 
     tolerance: float = 1e-2
@@ -97,7 +92,10 @@ class ConvergenceExit:
         object.__setattr__(self, "patience", check_int("patience", self.patience, 1))
 
     def settled(self, changes: list[float]) -> bool:
-        """Whether ``changes``, one per loop from the second on, say that the loop can stop. NaN never does."""
+        """Whether to stop, given one change for each loop from the second on. NaN is not quiet.
+
+        Any other object with such a method can be an exit policy too.
+        """
         recent = changes[-self.patience :]
         return len(recent) == self.patience and all(change <= self.tolerance for change in recent)
 

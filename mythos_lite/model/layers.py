@@ -8,15 +8,12 @@ name here             symbol and source
 ``apply_rotary``      R_m x = x ⊙ cos + swap(x) ⊙ sin; Su et al. 2021, eq. 34
 ====================  ==========================================================
 
-Deviation: channel i turns together with channel i + d/2, as in GPT-NeoX and Llama, not with its
-neighbour. The two differ by a fixed order of the channels; this one is several times faster on a CPU.
-Rotary tables are real and computed in float32 at each forward pass, so a model that is cast to
-bfloat16 keeps exact angles.
+Deviation: channel i is paired with channel i + d/2, as in GPT-NeoX and Llama, not with its neighbour. The
+two differ only in the order of the channels, and this one is several times faster on a CPU. The tables are
+computed in float32 at each forward pass, so a model that is cast to bfloat16 keeps exact angles.
 
 Shapes: B batch, T positions, H heads, D width.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor, nn

@@ -1,23 +1,23 @@
 """The recurrent-depth transformer: prelude → the shared core, n times → coda.
 
-=======================  =================================================================
-name here                symbol and source
-=======================  =================================================================
-``e``                    e, the input encoded once by the prelude; Huginn (Geiping et al.
-                         2025, §3), Parcae (Prairie et al. 2026)
-``h``                    h_t (Huginn: s_t), the state after t loops; h_0 is noise in Huginn and
-                         Parcae, here e
-``loop_map``             one loop: h_t = tanh(injection(h_{t−1}, e, R))
-``depth_lora_*``         per-loop low-rank change of R's output; Bae et al. 2024
+========================  ==============================================================
+name here                 symbol and source
+========================  ==============================================================
+``e``                     e, the input encoded once by the prelude; Huginn (Geiping et al.
+                          2025, §3), Parcae (Prairie et al. 2026)
+``h``                     h_t (Huginn: s_t), the state after t loops; h_0 is noise in
+                          Huginn and Parcae, here e
+``loop_map``              one loop: h_t = tanh(injection of h_{t−1} and e into R)
+``depth_lora_*``          per-loop low-rank change of R's output; Bae et al. 2024
 ``loop_index_embedding``  sinusoid of the loop number on the first eighth of the channels
-=======================  =================================================================
+========================  ==============================================================
 
-The tanh is not in these papers. It drives the channels of the state to ±1, where a small error shrinks
-instead of adding up; saturation is what lets a recurrent network follow a finite automaton on sequences
-of any length (Omlin & Giles 1996). ``state_activation="none"`` takes it out.
+The tanh is not in these papers. It drives the channels of the state to ±1, where a small error shrinks instead of
+adding up; saturation is what lets a recurrent network follow a finite automaton on sequences of any length (Omlin &
+Giles 1996). ``state_activation="none"`` takes it out.
 
-The last two are OpenMythos' and off by default. Deviation: its loop sinusoid has amplitude 1 and
-swamps token embeddings that start at .02; here it starts at the embeddings' own scale.
+The last two are OpenMythos' and off by default. Deviation: its loop sinusoid has amplitude 1, far more than token
+embeddings that start at .02; here it has the scale at which the embeddings start.
 
 Shapes: B batch, T positions, D width, V vocabulary, L loops, E experts, k experts per token.
 """
@@ -34,32 +34,26 @@ from torch import Tensor, nn
 
 from mythos_lite.checks import check_int, check_number
 from mythos_lite.config import ModelConfig
-from mythos_lite.files.checkpoint import CheckpointError, check_shapes, open_checkpoint, read_tensors, write_checkpoint
+from mythos_lite.files.checkpoint import CheckpointError, check_shapes, open_checkpoint, write_checkpoint
 from mythos_lite.model.attention import AttentionContext, MultiHeadLatentAttention, attention_context
 from mythos_lite.model.block import Block
 from mythos_lite.model.cache import Cache, CacheKey
-from mythos_lite.model.halting import ActHalting, ActState, ConvergenceExit, answer_change
+from mythos_lite.model.halting import ActHalting, ActState, answer_change
 from mythos_lite.model.injection import make_injection
 from mythos_lite.model.layers import rms_norm
 from mythos_lite.model.modes import Unfilled
-from mythos_lite.model.moe import RouterStats, SparseMoE
+from mythos_lite.model.moe import Routing, SparseMoE
 
 
 class LoopStep(NamedTuple):
     """One turn of the loop."""
 
-    loop: int
-    """Number of loops done, from 1."""
-    previous: Tensor
-    """(B, T, D) h_{t−1}; e at the first loop."""
-    state: Tensor
-    """(B, T, D) h_t."""
-    output: Tensor
-    """(B, T, D) what the coda reads if the loop ends here: the state, or ACT's weighted sum."""
-    routing: tuple[RouterStats, ...]
-    """Per core layer; empty without experts."""
-    ponder_cost: Tensor | None
-    """(B, T) if the loop ends here; ``None`` without ACT."""
+    loop: int  # number of loops done, from 1
+    previous: Tensor  # (B, T, D) h_{t−1}; e at the first loop
+    state: Tensor  # (B, T, D) h_t
+    output: Tensor  # (B, T, D) what the coda reads if the loop ends here: the state, or ACT's weighted sum
+    routing: Routing  # per core layer; empty without experts
+    ponder_cost: Tensor | None  # (B, T) if the loop ends here; None without ACT
 
     def residual(self) -> Tensor:
         """(B, T) relative residual ‖h_t − h_{t−1}‖ / ‖h_t‖ (Huginn, Parcae), float32."""
@@ -70,32 +64,28 @@ class LoopStep(NamedTuple):
 class Trace(NamedTuple):
     """What happened in the loop, loop by loop."""
 
-    states: Tensor
-    """(L, B, T, D) h_1 … h_L."""
-    residuals: Tensor
-    """(L, B, T) ‖h_t − h_{t−1}‖ / ‖h_t‖."""
+    states: Tensor  # (L, B, T, D) h_1 … h_L
+    residuals: Tensor  # (L, B, T) ‖h_t − h_{t−1}‖ / ‖h_t‖
     logits: Tensor
     """(L, B, T, V) the read-out if the loop had ended there. With a cache, the coda still attends to earlier
     tokens as they were after their own last loop."""
-    routing: tuple[tuple[RouterStats, ...], ...]
-    """Per loop and core layer; empty tuples without experts."""
+    routing: tuple[Routing, ...]  # per loop
 
 
 class ModelOutput(NamedTuple):
-    logits: Tensor
-    """(B, T, V)."""
-    n_loops: int
-    """Loops that were run; fewer than asked for after an early exit."""
-    ponder_cost: Tensor | None
-    """(B, T) loops used plus remainder; ``None`` without ACT."""
+    """What ``forward`` returns."""
+
+    logits: Tensor  # (B, T, V)
+    n_loops: int  # loops that were run; fewer than asked for after an early exit
+    ponder_cost: Tensor | None  # (B, T) loops used plus remainder, with n_loops as ACT's budget; None without ACT
     trace: Trace | None
 
 
 class Generation(NamedTuple):
-    token_ids: Tensor
-    """(B, T + new)."""
-    loops_used: tuple[int, ...]
-    """Loops run for the prompt and then for each new token but the last."""
+    """What ``generate`` returns with ``return_loops``."""
+
+    token_ids: Tensor  # (B, T + new)
+    loops_used: tuple[int, ...]  # loops run for the prompt and then for each new token but the last
 
 
 class RecurrentDepthTransformer(nn.Module):
@@ -105,10 +95,11 @@ class RecurrentDepthTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.prelude = nn.ModuleList(Block(config) for _ in range(config.n_prelude_layers))
-        self.injection = make_injection(config)
-        self.core = nn.ModuleList(Block(config, sparse=config.n_experts > 0) for _ in range(config.n_core_layers))
-        self.coda = nn.ModuleList(Block(config) for _ in range(config.n_coda_layers))
+        with Unfilled():  # these weights are drawn once, by reset_parameters below
+            self.prelude = nn.ModuleList(Block(config) for _ in range(config.n_prelude_layers))
+            self.injection = make_injection(config)
+            self.core = nn.ModuleList(Block(config, sparse=config.n_experts > 0) for _ in range(config.n_core_layers))
+            self.coda = nn.ModuleList(Block(config) for _ in range(config.n_coda_layers))
         self.norm = rms_norm(config.d_model)
         self.halting = ActHalting(config.d_model) if config.halting == "act" else None
         if config.depth_lora_rank:
@@ -119,22 +110,15 @@ class RecurrentDepthTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Every initial value in one place. Seed torch before building the model to repeat them."""
+        """Draw every initial value anew. Seed torch before building the model to repeat them."""
         std = self.config.initial_std
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.RMSNorm):
+            elif isinstance(module, (nn.RMSNorm, MultiHeadLatentAttention, SparseMoE)):
                 module.reset_parameters()
-            elif isinstance(module, MultiHeadLatentAttention):
-                for weight in (module.key_up, module.value_up):
-                    nn.init.normal_(weight, std=std)
-            elif isinstance(module, SparseMoE):
-                nn.init.zeros_(module.bias)
-                for weight in (module.gate, module.up, module.down):
-                    nn.init.normal_(weight, std=std)
         nn.init.normal_(self.embedding.weight, std=std)
         self.injection.reset_parameters()
         if self.config.depth_lora_rank:
@@ -147,168 +131,132 @@ class RecurrentDepthTransformer(nn.Module):
         """Encode the tokens (B, T) once, then yield the state after each of ``n_loops`` loops.
 
         Raises:
-            ValueError: as ``forward``.
+            ValueError: as ``forward``, at the call; only tokens outside the vocabulary are found at the first turn.
         """
-        if cache is not None:
-            self._refuse_padding(token_ids, "a cache keeps every token, and later ones would attend to it")
-        return self._loop(token_ids, n_loops, cache)
-
-    def _loop(self, token_ids: Tensor, n_loops: int | None, cache: Cache | None) -> Iterator[LoopStep]:
-        """``loop`` for tokens of which those that the model itself has chosen may be padding."""
         n_loops = self.check_input(token_ids, n_loops, cache)
-        positions = attention_context(self.config, token_ids.shape[1], cache, token_ids.device)
-        counted = self._counted(token_ids)
-        act = ActState(self.config.act_threshold) if self.halting is not None else None
+        return self._loop(token_ids, n_loops, self._context(token_ids, cache))
 
-        h = e = self.encode(token_ids, positions, cache)
+    def _loop(self, token_ids: Tensor, n_loops: int, context: AttentionContext) -> Iterator[LoopStep]:
+        act = ActState(self.config.act_threshold) if self.halting is not None else None
+        h = e = self.encode(token_ids, context)
         for t in range(n_loops):
             previous = h
-            h, routing = self.loop_map(h, e, t, positions, cache, counted)
+            h, routing = self.loop_map(h, e, t, context)
             output = h if act is None else act.update(self.halting(h), h)
             yield LoopStep(t + 1, previous, h, output, routing, None if act is None else act.ponder_cost)
 
-    def encode(self, token_ids: Tensor, positions: AttentionContext, cache: Cache | None = None) -> Tensor:
-        """Embedding and prelude: (B, T) → e (B, T, D)."""
-        e = self._embed(token_ids)
-        for layer, block in enumerate(self.prelude):
-            e, _ = block(e, positions, cache, CacheKey("prelude", layer))
-        return e
-
-    def loop_map(
-        self,
-        h: Tensor,
-        e: Tensor,
-        t: int,
-        positions: AttentionContext,
-        cache: Cache | None = None,
-        counted: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[RouterStats, ...]]:
+    def loop_map(self, h: Tensor, e: Tensor, t: int, context: AttentionContext) -> tuple[Tensor, Routing]:
         """The loop map h_t → h_{t+1} (B, T, D), with the router's statistics per core layer."""
-        routing = []
+        beside = self.injection.bypass(h, e)
+        x = self.injection.drive(h, e, self._loop_signal(t, h))
+        x, routing = self._run_blocks("core", x, context, t)
+        h = beside + self._adapt(x, t)
+        return (torch.tanh(h) if self.config.state_activation == "tanh" else h), routing
 
-        def core(x: Tensor) -> Tensor:
-            for layer, block in enumerate(self.core):
-                x, stats = block(x, positions, cache, CacheKey("core", layer, t), counted)
-                if stats is not None:
-                    routing.append(stats)
-            return x + self._depth_lora(x, t) if self.config.depth_lora_rank else x
+    def encode(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
+        """Embedding and prelude: (B, T) → e (B, T, D)."""
+        try:
+            e = self.embedding(token_ids)
+        except IndexError as error:  # on a CPU, where a token outside the vocabulary is noticed without a check
+            low, high = token_ids.min().item(), token_ids.max().item()
+            outside, last = low if low < 0 else high, self.config.vocab_size - 1
+            raise ValueError(f"token id {outside} is outside the vocabulary, 0 … {last}") from error
+        return self._run_blocks("prelude", e, context)[0]
 
-        signal = self._loop_signal(t, h) if self.config.loop_index_embedding else 0.0
-        h = self.injection(h, e, core, signal)
-        return (torch.tanh(h) if self.config.state_activation == "tanh" else h), tuple(routing)
+    def read_out(self, h: Tensor, context: AttentionContext | None = None, cache: Cache | None = None) -> Tensor:
+        """Coda and head: state (B, T, D) → logits (B, T, V). With a cache it may be called after every loop.
 
-    def read_out(self, h: Tensor, positions: AttentionContext | None = None, cache: Cache | None = None) -> Tensor:
-        """Coda and head: state (B, T, D) → logits (B, T, V). With a cache it may be called after every loop."""
-        if positions is None:
-            positions = attention_context(self.config, h.shape[1], cache, h.device)
-        for layer, block in enumerate(self.coda):
-            h, _ = block(h, positions, cache, CacheKey("coda", layer))
+        ``context`` is that of the tokens, if it is at hand; if not, it is made for them and ``cache``.
+        """
+        if context is None:
+            context = attention_context(self.config, h.shape[1], cache, h.device)
+        h, _ = self._run_blocks("coda", h, context)
         return nn.functional.linear(self.norm(h), self.embedding.weight)
 
     def forward(
-        self,
-        token_ids: Tensor,
-        *,
-        n_loops: int | None = None,
-        cache: Cache | None = None,
-        trace: bool = False,
-        exit_policy: ConvergenceExit | None = None,
-    ) -> ModelOutput:
+        self, token_ids: Tensor, *, n_loops: int | None = None, cache: Cache | None = None, trace: bool = False,
+        exit_policy: object | None = None,
+    ) -> ModelOutput:  # fmt: skip
         """Logits of the next token at every position.
 
         Args:
             token_ids: (B, T) int64; with a ``cache``, the tokens that follow those in it.
-            n_loops: any number from 1; ``config.n_loops`` if not given.
+            n_loops: any number from 1; ``config.n_loops`` if not given. For ACT it is the budget.
             cache: remembers what these tokens' keys were. Tied to the loop count it was filled at.
             trace: also return every loop's state, residual, read-out and routing.
-            exit_policy: stop looping when it says so; padding has no say. With a cache, loops that were skipped
-                get the keys of the last one that was run.
+            exit_policy: a ``ConvergenceExit`` or another object with a method ``settled(changes)`` → bool.
+                It is asked after each loop from the second on, and given the largest ``answer_change`` of any token
+                but padding in each of these loops. Where it says yes, the loop stops: the loops run so far become ACT's
+                budget, and in a cache those that were skipped get the keys of the last one that was run.
 
         Raises:
             ValueError: for tokens outside the vocabulary (on a CPU; a GPU stops at them by itself), an empty or too
                 long sequence, a loop count that is not a whole number from 1, a cache of another loop count or
-                batch, padding together with a cache.
+                batch, padding together with a cache, an ``exit_policy`` without that method.
         """
-        if cache is not None:
-            self._refuse_padding(token_ids, "a cache keeps every token, and later ones would attend to it")
-        return self._forward(token_ids, n_loops, cache, trace, exit_policy)
+        n_loops = self.check_input(token_ids, n_loops, cache, exit_policy)
+        return self._forward(token_ids, n_loops, self._context(token_ids, cache), trace, exit_policy)
 
     def _forward(
-        self,
-        token_ids: Tensor,
-        n_loops: int | None,
-        cache: Cache | None,
-        trace: bool,
-        exit_policy: ConvergenceExit | None,
+        self, token_ids: Tensor, n_loops: int, context: AttentionContext, trace: bool, exit_policy: object | None
     ) -> ModelOutput:
-        """``forward`` for tokens of which those that the model itself has chosen may be padding."""
-        n_loops = self.check_input(token_ids, n_loops, cache)
-        if exit_policy is not None and not isinstance(exit_policy, ConvergenceExit):
-            raise ValueError(f"exit_policy must be a ConvergenceExit or None, not {exit_policy!r}")
-        positions = attention_context(self.config, token_ids.shape[1], cache, token_ids.device)
-        counted = self._counted(token_ids)
-        steps: list[LoopStep] = []
-        readouts: list[Tensor] = []
-        changes: list[float] = []
-        for step in self._loop(token_ids, n_loops, cache):
-            steps = [*steps, step] if trace else [step]
+        cache, counted = context.cache, context.counted
+        turns, readouts, changes, logits = [], [], [], None
+        for turn in self._loop(token_ids, n_loops, context):
             if trace or exit_policy is not None:
-                readouts = [*(readouts if trace else readouts[-1:]), self.read_out(step.output, positions, cache)]
-            if exit_policy is not None and len(readouts) > 1:
-                change = answer_change(readouts[-1], readouts[-2])
+                before, logits = logits, self.read_out(turn.output, context)
+            if trace:
+                turns.append(turn)
+                readouts.append(logits)
+            if exit_policy is not None and turn.loop > 1:
+                change = answer_change(logits, before)
                 changes.append((change if counted is None else change.where(counted, 0.0)).max().item())
                 # A token cannot have settled before the tokens that it attends to had.
-                if exit_policy.settled(changes) and step.loop >= (cache.loops_run if cache is not None else 0):
+                if exit_policy.settled(changes) and (cache is None or turn.loop >= cache.loops_run):
                     break
-        logits = readouts[-1] if readouts else self.read_out(step.output, positions, cache)
+        if logits is None:
+            logits = self.read_out(turn.output, context)
         if cache is not None:
-            cache.advance(token_ids.shape[1], step.loop)
-        return ModelOutput(logits, step.loop, step.ponder_cost, _make_trace(steps, readouts) if trace else None)
+            cache.advance(token_ids.shape[1], turn.loop)
+        found = None
+        if trace:
+            states, residuals, routing = zip(*((t.state, t.residual(), t.routing) for t in turns), strict=True)
+            found = Trace(torch.stack(states), torch.stack(residuals), torch.stack(readouts), routing)
+        return ModelOutput(logits, turn.loop, turn.ponder_cost, found)
 
     # ---------------------------------------------------------------- generation
 
     @torch.no_grad()
     def generate(
-        self,
-        prompt_ids: Tensor,
-        *,
-        max_new_tokens: int = 16,
-        n_loops: int | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        eos_token_id: int | None = None,
-        generator: torch.Generator | None = None,
-        exit_policy: ConvergenceExit | None = None,
-        return_loops: bool = False,
-    ) -> Tensor | Generation:
+        self, prompt_ids: Tensor, *, max_new_tokens: int = 16, n_loops: int | None = None, temperature: float = 0.0,
+        top_k: int | None = None, eos_token_id: int | None = None, generator: torch.Generator | None = None,
+        exit_policy: object | None = None, return_loops: bool = False,
+    ) -> Tensor | Generation:  # fmt: skip
         """Continue the prompts (B, T) token by token, with a cache: (B, T + new).
 
-        ``temperature`` 0 takes the likeliest token; above it, tokens are drawn (from the ``top_k``
-        likeliest, if given) with ``generator``. It stops early once every sequence has produced
-        ``eos_token_id``; a sequence that is done repeats it. With ``return_loops`` the loops that
-        were run come back too.
+        ``temperature`` 0 takes the likeliest token; above it, tokens are drawn (from the ``top_k`` likeliest, if
+        given) with ``generator``. It stops early once every sequence has produced ``eos_token_id``; a sequence that
+        is done repeats it. With ``return_loops`` the loops that were run come back too.
 
         Raises:
-            ValueError: as ``forward``, and for a prompt that holds padding (prompts of different
-                lengths: one call each), a negative temperature, more tokens than fit, or a model
-                whose logits are not finite.
+            ValueError: as ``forward``, and for a prompt that holds padding (prompts of different lengths: one call
+                each), a negative temperature, more tokens than fit, or a model whose logits are not finite.
         """
-        n_loops = self.check_input(prompt_ids, n_loops, None)
+        cache = Cache()
+        n_loops = self.check_input(prompt_ids, n_loops, cache, exit_policy)
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 0)
+        self._check_length(prompt_ids.shape[1] + max_new_tokens)
         temperature = check_number("temperature", temperature, 0.0)
-        if top_k is not None:
-            top_k = check_int("top_k", top_k, 1, self.config.vocab_size)
-        if eos_token_id is not None:
-            eos_token_id = check_int("eos_token_id", eos_token_id, 0, self.config.vocab_size - 1)
+        n_tokens = self.config.vocab_size
+        top_k = None if top_k is None else check_int("top_k", top_k, 1, n_tokens)
+        eos_token_id = None if eos_token_id is None else check_int("eos_token_id", eos_token_id, 0, n_tokens - 1)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(f"generator must be a torch.Generator or None, not {generator!r}")
-        self._refuse_padding(prompt_ids, "generate for prompts of one length at a time")
-        self._check_length(prompt_ids.shape[1] + max_new_tokens)
 
-        cache, new, ids, loops = Cache(), prompt_ids, prompt_ids, []
+        new, ids, loops = prompt_ids, prompt_ids, []
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
-            out = self._forward(new, n_loops, cache, False, exit_policy)
+            out = self._forward(new, n_loops, self._context(new, cache), False, exit_policy)
             loops.append(out.n_loops)
             if not torch.isfinite(out.logits[:, -1]).all():
                 raise ValueError("the logits are not finite; the model's weights are damaged or too large")
@@ -318,14 +266,17 @@ class RecurrentDepthTransformer(nn.Module):
                 done = done | (new == eos_token_id)
             new = new.unsqueeze(1)
             ids = torch.cat([ids, new], dim=1)
-            if eos_token_id is not None and done.all():
+            if done.all():
                 break
         return Generation(ids, tuple(loops)) if return_loops else ids
 
     # ---------------------------------------------------------------- files
 
     def save_pretrained(self, folder: str | os.PathLike, **notes: object) -> Path:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder``, both or none.
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not at all.
+
+        An error before both are on the disk leaves what was there. The weights carry the configuration and the notes,
+        so that they are a whole checkpoint by themselves should the process end between the two files.
 
         ``notes`` (recipe, seed, …: what JSON can hold, NumPy's and torch's numbers too) are kept in ``config.json``.
 
@@ -342,23 +293,24 @@ class RecurrentDepthTransformer(nn.Module):
     ) -> RecurrentDepthTransformer:
         """Load a folder that ``save_pretrained`` wrote, or a checkpoint that ships with the package (``"mod7"``).
 
-        The weights keep the type they were saved in. The model comes back in evaluation mode.
+        The weights keep the type they were saved in. The model comes back in evaluation mode. Where ``config.json`` is
+        missing, the configuration is the one that the weights carry; where it is of other weights, an error says so.
 
         Raises:
             CheckpointError: a ``ValueError`` that says what is wrong with the files.
         """
         found = open_checkpoint(folder_or_name)
         config = found.config
-        if config.n_prelude_layers + config.n_core_layers + config.n_coda_layers > len(found.shapes):
+        if config.n_prelude_layers + config.n_core_layers + config.n_coda_layers > len(found.tensors):
             raise CheckpointError(f"{folder_or_name} has more layers in its configuration than weights")
         try:
             with torch.inference_mode(False), torch.device("meta"), Unfilled():  # which takes no memory
                 model = cls(config)
         except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
             raise CheckpointError(f"{folder_or_name} describes a model that cannot be built: {error}") from error
-        check_shapes(found.shapes, model.state_dict(), where=str(folder_or_name))
+        check_shapes(found.tensors, model.state_dict(), where=str(folder_or_name))
         with torch.inference_mode(False):
-            model.load_state_dict(read_tensors(found.weights), assign=True)
+            model.load_state_dict(found.tensors, assign=True)
         return model.to(device).eval()
 
     # ---------------------------------------------------------------- details
@@ -366,82 +318,77 @@ class RecurrentDepthTransformer(nn.Module):
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def check_input(self, token_ids: Tensor, n_loops: int | None, cache: Cache | None) -> int:
-        """Reject what cannot be run, before any work; return the loop count to run."""
+    def check_input(
+        self, token_ids: Tensor, n_loops: int | None, cache: Cache | None, exit_policy: object | None = None
+    ) -> int:
+        """Reject what cannot be run, before any work; return the loop count to run and prepare the cache for it."""
         n_loops = check_int("n_loops", self.config.n_loops if n_loops is None else n_loops, 1)
-        if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.int64, torch.int32):
-            kind = token_ids.dtype if isinstance(token_ids, Tensor) else type(token_ids).__name__
-            raise ValueError(f"token_ids must be an int64 tensor of shape (B, T), not {kind}")
+        ids_kind = token_ids.dtype if isinstance(token_ids, Tensor) else type(token_ids).__name__
+        if ids_kind not in (torch.int64, torch.int32):
+            raise ValueError(f"token_ids must be an int64 tensor of shape (B, T), not {ids_kind}")
         if token_ids.ndim != 2 or 0 in token_ids.shape:
             raise ValueError(f"token_ids must have shape (B, T) with B ≥ 1 and T ≥ 1, not {tuple(token_ids.shape)}")
-        if token_ids.device != self.embedding.weight.device:
-            raise ValueError(
-                f"token_ids are on {token_ids.device} and the model on {self.embedding.weight.device}; "
-                "move one of them with .to()"
-            )
+        if token_ids.device != (device := self.embedding.weight.device):
+            raise ValueError(f"token_ids are on {token_ids.device} and the model on {device}; move one of them")
+        if exit_policy is not None and (isinstance(exit_policy, type) or not hasattr(exit_policy, "settled")):
+            raise ValueError(f"exit_policy must have a method settled, like ConvergenceExit(), not be {exit_policy!r}")
         if cache is not None and not isinstance(cache, Cache):
             raise ValueError(f"cache must be a Cache or None, not {cache!r}")
         self._check_length(token_ids.shape[1] + (cache.length if cache is not None else 0))
         if cache is not None:
+            pad = self.config.pad_token_id
+            if pad is not None and not torch.compiler.is_compiling() and (token_ids == pad).any():
+                raise ValueError(
+                    f"the tokens hold padding (token {pad}); a cache keeps every token, and later ones would attend to "
+                    "it: run sequences of different lengths one by one"
+                )
             cache.begin(self.config, token_ids.shape[0], n_loops)
         return n_loops
-
-    def _embed(self, token_ids: Tensor) -> Tensor:
-        """(B, T) → (B, T, D). A CPU's look-up finds tokens outside the vocabulary by itself."""
-        try:
-            return self.embedding(token_ids)
-        except IndexError as error:
-            low, high = token_ids.min().item(), token_ids.max().item()
-            raise ValueError(
-                f"token id {low if low < 0 else high} is outside the vocabulary, 0 … {self.config.vocab_size - 1}"
-            ) from error
-
-    def _counted(self, token_ids: Tensor) -> Tensor | None:
-        """(B, T) bool: False at padding. ``None`` where the model has none."""
-        return None if self.config.pad_token_id is None else token_ids != self.config.pad_token_id
-
-    def _refuse_padding(self, token_ids: Tensor, reason: str) -> None:
-        if self.config.pad_token_id is None or torch.compiler.is_compiling():  # a compiler knows no values
-            return
-        if (token_ids == self.config.pad_token_id).any():
-            raise ValueError(f"the tokens hold padding (token {self.config.pad_token_id}); {reason}")
 
     def _check_length(self, length: int) -> None:
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens are more than max_seq_len={self.config.max_seq_len} of this model")
 
-    def _loop_signal(self, t: int, h: Tensor) -> Tensor:
+    def _context(self, token_ids: Tensor, cache: Cache | None) -> AttentionContext:
+        """The context of tokens that have been checked."""
+        context = attention_context(self.config, token_ids.shape[1], cache, token_ids.device)
+        # With a cache, the padding token can only be one that the model has generated, and counts like any other.
+        pad = self.config.pad_token_id if cache is None else None
+        return context if pad is None else context._replace(counted=token_ids != pad)
+
+    def _run_blocks(self, stage: str, x: Tensor, context: AttentionContext, t: int = 0) -> tuple[Tensor, Routing]:
+        """Prelude, core or coda: (B, T, D) → (B, T, D), with the statistics of every router."""
+        routing = []
+        for layer, block in enumerate(getattr(self, stage)):
+            x, stats = block(x, context, CacheKey(stage, layer, t))
+            if stats is not None:
+                routing.append(stats)
+        return x, tuple(routing)
+
+    def _loop_signal(self, t: int, h: Tensor) -> Tensor | float:
         """(D,) sinusoid of the loop number on the first 2·(D // 16) channels, zero on the others."""
+        if not self.config.loop_index_embedding:
+            return 0.0
         half = self.config.d_model // 16
         rates = 10_000.0 ** (-torch.arange(half, device=h.device, dtype=torch.float32) / half)
         signal = torch.cat([torch.sin(t * rates), torch.cos(t * rates)]) * self.config.initial_std
         return nn.functional.pad(signal, (0, self.config.d_model - 2 * half)).to(h.dtype)
 
-    def _depth_lora(self, x: Tensor, t: int) -> Tensor:
+    def _adapt(self, x: Tensor, t: int) -> Tensor:
+        """The core's output (B, T, D), changed by the depth-wise LoRA if there is one."""
+        if not self.config.depth_lora_rank:
+            return x
         scale = self.depth_lora_scale[min(t, len(self.depth_lora_scale) - 1)]
-        return self.depth_lora_up(self.depth_lora_down(x) * scale)
-
-
-def _make_trace(steps: list[LoopStep], readouts: list[Tensor]) -> Trace:
-    return Trace(
-        states=torch.stack([step.state for step in steps]),
-        residuals=torch.stack([step.residual() for step in steps]),
-        logits=torch.stack(readouts),
-        routing=tuple(step.routing for step in steps),
-    )
+        return x + self.depth_lora_up(self.depth_lora_down(x) * scale)
 
 
 def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
     """Next tokens (B,) from logits (B, V)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    if top_k is not None:
-        kept, tokens = logits.topk(top_k, dim=-1)
-    else:
-        kept, tokens = logits, torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+    logits, tokens = (logits, None) if top_k is None else logits.topk(top_k, dim=-1)
     # Subtracting the largest first keeps the quotient finite at the smallest temperatures.
-    shares = ((kept.double() - kept.max(dim=-1, keepdim=True).values) / temperature).softmax(dim=-1)
-    if generator is not None:
-        shares = shares.to(generator.device)
-    drawn = torch.multinomial(shares, 1, generator=generator).to(tokens.device)
-    return tokens.gather(1, drawn).squeeze(1)
+    shares = ((logits.double() - logits.max(dim=-1, keepdim=True).values) / temperature).softmax(dim=-1)
+    shares = shares if generator is None else shares.to(generator.device)
+    drawn = torch.multinomial(shares, 1, generator=generator).to(logits.device)
+    return (drawn if tokens is None else tokens.gather(1, drawn)).squeeze(1)

@@ -1,12 +1,10 @@
-"""What one would use instead of a loop: a plain transformer, an LSTM, a GRU; and their training.
+"""What one would use instead of a loop: a plain transformer, an LSTM, a GRU.
 
-They see the same batches as a looped model with the same seed, under the same optimiser, schedule and
-average of weights; the loss is at EQ. None of them has a loop count.
+``train`` with the objective ``answer_loss`` gives them the batches, optimiser, schedule and average of weights of a
+looped model with the same seed. None of them has a loop count.
 
 Shapes: B batch, T positions, D width, V vocabulary.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -14,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mythos_lite.checks import NonFiniteError, check_choice, check_int
+from mythos_lite.checks import check_choice, check_int
 from mythos_lite.config import Config, ModelConfig, TrainConfig
 from mythos_lite.model.attention import attention_context
 from mythos_lite.model.block import Block
 from mythos_lite.model.layers import rms_norm
-from mythos_lite.model.modes import check_differentiable, own_derivatives, unwrapped
-from mythos_lite.task.chains import Task
-from mythos_lite.training.trainer import StepStream, average_weights, initial_weights, learning_rate, make_optimizer
+from mythos_lite.model.loop import LoopStep
+from mythos_lite.task.chains import Batch, Task
+from mythos_lite.training.trainer import initial_weights
 
 KINDS = ("transformer", "lstm", "gru")
 
@@ -99,39 +97,12 @@ def build_baseline(config: BaselineConfig, seed: int) -> nn.Module:
         return PlainTransformer(config) if config.kind == "transformer" else RecurrentNetwork(config)
 
 
-@own_derivatives()
-def train_baseline(model: nn.Module, task: Task, config: TrainConfig) -> list[dict]:
-    """Train in place; one record of step, loss and accuracy per ``log_every`` steps.
-
-    Raises:
-        NonFiniteError: when the loss is not finite.
-        ValueError: when the model cannot be trained.
-    """
-    model = unwrapped(model)
-    check_differentiable(model)
-    stream = StepStream(task, config)
-    optimizer = make_optimizer(model, config)
-    average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    history = []
-    for step in range(config.steps):
-        batch = stream.at(step).batch
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        logits = model(batch.token_ids)[torch.arange(len(batch.answers)), batch.answer_positions]
-        loss = F.cross_entropy(logits, batch.answers)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"the loss is not finite at step {step + 1}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        average_weights(average, model, config.ema_decay, step)
-        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-            accuracy = (logits.argmax(-1) == batch.answers).float().mean().item()
-            history.append({"step": step + 1, "loss": loss.item(), "accuracy": accuracy})
-    if config.ema_decay:
-        model.load_state_dict(average)
-    return history
+def answer_loss(
+    model: nn.Module, config: TrainConfig, batch: Batch, n_loops: int
+) -> tuple[Tensor, Tensor, list[LoopStep]]:
+    """Cross-entropy at EQ, and the logits there; an objective of ``train`` for a model that has no loop."""
+    logits = model(batch.token_ids)[torch.arange(len(batch.answers)), batch.answer_positions]
+    return F.cross_entropy(logits, batch.answers), logits.detach(), []
 
 
 @torch.no_grad()

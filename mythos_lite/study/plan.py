@@ -10,56 +10,28 @@ study          question
 ``tasks``      the same code on other groups: is it a counting trick?
 ``windows``    wider windows: are the loops needed those that the window predicts?
 ``passing``    parity, asked after every loop: does the right answer stay?
+``experiment`` the recipes of the main job, as they are
 =============  ======================================================================================
 
 The final setting is the training of recipe ``hold``. Its model is grouped-query attention with two key/value
 heads, four routed experts of which two are chosen, and a shared one; ``final`` also runs the other two models.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mythos_lite.checks import check_choice, check_int
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.study.baselines import BaselineConfig
+from mythos_lite.study.run import Run
 from mythos_lite.task.chains import ChainTask, PermutationTask, Task
-from mythos_lite.training.recipes import hold_recipe, mod7_model, mod7_moe_model, published_model, published_recipe
+from mythos_lite.training.recipes import RECIPES, Sweep, mod7_model, mod7_moe_model, published_model, recipe
 
 THREE_SEEDS, FIVE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
+_DIGITS = ChainTask()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Held-out chains of each of ``lengths``, read out at each of ``loops``."""
-
-    lengths: tuple[int, ...]
-    loops: tuple[int, ...]
-    n_chains: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One row: what is trained, on what, and what it is asked."""
-
-    study: str
-    rung: str
-    seed: int
-    task: Task
-    model: ModelConfig | BaselineConfig
-    train: TrainConfig
-    sweeps: tuple[Sweep, ...]
-    before: tuple[TrainConfig, ...] = ()
-    """Trainings that come first; each goes on from the weights of the one before it."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.study}/{re.sub('[^a-z0-9]+', '-', self.rung.lower()).strip('-')}-seed{self.seed}"
-
-
-TRAINED_LOOPS = 4
 _SHORT = (
     Sweep(lengths=(2, 3, 4, 5), loops=(1, 2, 4, 8), n_chains=1000),
     Sweep(lengths=(6, 7, 8), loops=(1, 2, 4, 6, 8, 16, 32), n_chains=1000),
@@ -88,17 +60,15 @@ BASELINE_SWEEPS = (
 )
 
 _EXPERTS = {"n_experts": 4, "n_experts_per_token": 2, "n_shared_experts": 1, "d_expert": 64}
-AS_PUBLISHED, DENSE = "as published", "GQA, dense"
+AS_PUBLISHED, DENSE, FINAL_RUNG = "as published", "GQA, dense", "GQA with experts"
 MODELS = {
-    "GQA with experts": ModelConfig(n_kv_heads=2, **_EXPERTS),
-    "MLA with experts": mod7_moe_model(),
-    DENSE: mod7_model(),
-}
-FINAL = MODELS["GQA with experts"]
+    FINAL_RUNG: ModelConfig(n_kv_heads=2, **_EXPERTS), "MLA with experts": mod7_moe_model(), DENSE: mod7_model()
+}  # fmt: skip
+FINAL = MODELS[FINAL_RUNG]
 
 
-def final_train(seed: int) -> TrainConfig:
-    return hold_recipe(seed)[1]
+def final_train(seed: int, **changes: object) -> TrainConfig:
+    return dataclasses.replace(recipe("hold", seed)[1], **changes)
 
 
 @dataclass(frozen=True)
@@ -138,8 +108,8 @@ ROPE_KEPT = "full attention, RoPE base kept"
 
 def _published(seed: int) -> tuple[ModelConfig, TrainConfig]:
     """The published setting with grouped-query attention, as the tutorial runs too, and room for long chains."""
-    model = dataclasses.replace(published_model("gqa"), pad_token_id=ChainTask().pad_id, max_seq_len=FINAL.max_seq_len)
-    return model, published_recipe(seed)[1]
+    model = dataclasses.replace(published_model("gqa"), pad_token_id=_DIGITS.pad_id, max_seq_len=FINAL.max_seq_len)
+    return model, recipe("published", seed)[1]
 
 
 def _with_fields(config, fields: Iterable[str], source):
@@ -170,53 +140,35 @@ def removal(seed: int) -> list[Run]:
         if model.window is None:  # every loop would count as enough, so the loss would ask for the answer at once
             train = dataclasses.replace(train, loss="last")
         runs.append(_run("removal", change.removing, seed, model, train))
-    full, at_last = dataclasses.replace(FINAL, window=None), dataclasses.replace(final_train(seed), loss="last")
-    runs.append(_run("removal", ROPE_KEPT, seed, full, at_last))
+    runs.append(
+        _run("removal", ROPE_KEPT, seed, dataclasses.replace(FINAL, window=None), final_train(seed, loss="last"))
+    )
     runs.append(_run("removal", NO_START, seed, FINAL, final_train(seed), task=ChainTask(start_token=False)))
     return runs
 
 
 def final(seed: int) -> list[Run]:
-    return [_run("final", name, seed, model, final_train(seed), sweeps=FINAL_SWEEPS) for name, model in MODELS.items()]
+    return [_run("final", name, seed, model, final_train(seed), FINAL_SWEEPS) for name, model in MODELS.items()]
+
+
+_TEN_LAYERS = {"kind": "transformer", "n_layers": 10, "d_ff": 176}
+BASELINES = {
+    "transformer, same parameters": (BaselineConfig(kind="transformer", n_layers=3, d_ff=178), 5e-3),
+    "transformer, same FLOPs": (BaselineConfig(**_TEN_LAYERS), 1e-3),
+    "transformer, same FLOPs, window of 2": (BaselineConfig(**_TEN_LAYERS, window=2), 5e-3),
+    "LSTM": (BaselineConfig(kind="lstm", d_model=136), 1e-2),
+    "GRU": (BaselineConfig(kind="gru", d_model=157), 5e-4),
+}
+"""Models and learning rates. Those of ten layers have the FLOPs of the final model at eight loops, the others its
+parameters. A rate is the best on long chains of 5e-4, 1e-3, 2e-3 and 5e-3 on seed 10, and beyond where the best stood
+at an end; with ten layers, the best on 7 and 8 digits of 5e-4, 1e-3 and 5e-3 (none does more on 16 than guess)."""
 
 
 def baselines(seed: int) -> list[Run]:
     return [
-        _run(
-            "baselines", name, seed, model, dataclasses.replace(final_train(seed), lr=_LR[name]), sweeps=BASELINE_SWEEPS
-        )
-        for name, model in BASELINES.items()
+        _run("baselines", name, seed, model, final_train(seed, lr=lr), BASELINE_SWEEPS)
+        for name, (model, lr) in BASELINES.items()
     ]
-
-
-BASELINES = {
-    "transformer, same parameters": BaselineConfig(kind="transformer", n_layers=3, d_ff=178),
-    "transformer, same FLOPs": BaselineConfig(kind="transformer", n_layers=10, d_ff=176),
-    "transformer, same FLOPs, window of 2": BaselineConfig(kind="transformer", n_layers=10, d_ff=176, window=2),
-    "LSTM": BaselineConfig(kind="lstm", d_model=136),
-    "GRU": BaselineConfig(kind="gru", d_model=157),
-}
-"""Those of ten layers have the FLOPs of the final model at eight loops, the others have its parameters."""
-_LR = {
-    "transformer, same parameters": 5e-3,
-    "transformer, same FLOPs": 1e-3,
-    "transformer, same FLOPs, window of 2": 5e-3,
-    "LSTM": 1e-2,
-    "GRU": 5e-4,
-}
-"""The best on long chains of 5e-4, 1e-3, 2e-3 and 5e-3 on seed 10, and beyond where the best stood at an end; with ten
-layers, the best on 7 and 8 digits of 5e-4, 1e-3 and 5e-3 (none does more on 16 than guess)."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A task, and the fields in which its model and training differ from the final setting."""
-
-    task: Task
-    model: dict = dataclasses.field(default_factory=dict)
-    train: dict = dataclasses.field(default_factory=dict)
-    before: tuple[dict, ...] = ()
-    """The same for trainings that come first."""
 
 
 _PARITY = ChainTask(modulus=2, n_symbols=2)
@@ -224,28 +176,25 @@ _S5 = PermutationTask(degree=5, n_symbols=11)  # the identity and the transposit
 _WIDER = {"d_model": 128, "d_ff": 256, "n_experts": 0, "n_experts_per_token": 0, "n_shared_experts": 0, "d_expert": 0}
 _LONGER = {"steps": 5000, "lr": 1e-3}
 _TO_EIGHT = {"max_digits": 8, "min_loops": 6, "max_loops": 7}
-TASKS = {
-    "parity": Setting(_PARITY),
-    "parity, trained on 8 bits": Setting(_PARITY, train=_TO_EIGHT),
-    "sum modulo 5": Setting(ChainTask(modulus=5, n_symbols=5)),
-    "S3": Setting(PermutationTask(degree=3, n_symbols=6)),
-    "S5, trained on 5 elements": Setting(_S5, _WIDER, _LONGER),
-    "S5, then on 8 elements": Setting(_S5, _WIDER, {"steps": 4000, "lr": 1e-3} | _TO_EIGHT, before=(_LONGER,)),
+TASKS: dict[str, tuple[Task, dict, list[dict]]] = {
+    "parity": (_PARITY, {}, [{}]),
+    "parity, trained on 8 bits": (_PARITY, {}, [_TO_EIGHT]),
+    "sum modulo 5": (ChainTask(modulus=5, n_symbols=5), {}, [{}]),
+    "S3": (PermutationTask(degree=3, n_symbols=6), {}, [{}]),
+    "S5, trained on 5 elements": (_S5, _WIDER, [_LONGER]),
+    "S5, then on 8 elements": (_S5, _WIDER, [_LONGER, {"steps": 4000, "lr": 1e-3} | _TO_EIGHT]),
 }
-"""S5 has 120 states where the others have at most seven: its model is wider, dense, and trained for longer; its second
-row goes on from the end of its first. Parity has only 62 chains of at most five bits; its second row has 510, of at
-most eight."""
+"""Tasks, and the fields in which their model and their trainings, one after the other, differ from the final setting.
+S5 has 120 states where the others have at most seven: its model is wider, dense, and trained for longer. Parity has
+only 62 chains of at most five bits; its second row has 510, of at most eight."""
 
 
 def tasks(seed: int) -> list[Run]:
     runs = []
-    for name, setting in TASKS.items():
-        task = setting.task
-        fields = {"vocab_size": task.vocab_size, "pad_token_id": task.pad_id, **setting.model}
-        model = dataclasses.replace(FINAL, **fields)
-        *before, train = (dataclasses.replace(final_train(seed), **t) for t in (*setting.before, setting.train))
-        run = _run("tasks", name, seed, model, train, task=task, sweeps=TASK_SWEEPS)
-        runs.append(dataclasses.replace(run, before=tuple(before)))
+    for name, (task, changes, trainings) in TASKS.items():
+        model = dataclasses.replace(FINAL, vocab_size=task.vocab_size, pad_token_id=task.pad_id, **changes)
+        *before, train = (final_train(seed, **training) for training in trainings)
+        runs.append(_run("tasks", name, seed, model, train, TASK_SWEEPS, task=task, before=tuple(before)))
     return runs
 
 
@@ -258,23 +207,93 @@ def passing(seed: int) -> list[Run]:
 def windows(seed: int) -> list[Run]:
     """Trained on chains that need up to three loops at every window: 5, 10 and 15 digits. More than one digit per loop
     takes longer to learn."""
-    return [
-        _run("windows", f"window of {w}", seed, dataclasses.replace(FINAL, window=w),
-             dataclasses.replace(final_train(seed), max_digits=5 * (w - 1), steps=steps), sweeps=WINDOW_SWEEPS)
-        for w, steps in ((2, 2000), (3, 5000), (4, 5000))
-    ]  # fmt: skip
+    runs = []
+    for w, steps in ((2, 2000), (3, 5000), (4, 5000)):
+        model, train = dataclasses.replace(FINAL, window=w), final_train(seed, max_digits=5 * (w - 1), steps=steps)
+        runs.append(_run("windows", f"window of {w}", seed, model, train, WINDOW_SWEEPS))
+    return runs
 
 
-def _run(study, rung, seed, model, train, *, task: Task | None = None, sweeps=LADDER_SWEEPS) -> Run:
-    task = ChainTask() if task is None else task
-    return Run(study=study, rung=rung, seed=seed, task=task, model=model, train=train, sweeps=sweeps)
+def experiment(seed: int) -> list[Run]:
+    """The main job with every recipe, and the first one's training with experts."""
+    return [*(experiment_run(name, seed) for name in RECIPES), experiment_run("fixed", seed, experts=True)]
+
+
+QUICK_STEPS, QUICK_CHAINS = 60, 100
+
+
+def experiment_run(name: str, seed: int, *, experts: bool = False, quick: bool = False) -> Run:
+    """The main job: a recipe with its own model, or the one with latent attention and ``experts``.
+
+    ``quick``: in ``QUICK_STEPS`` steps and on few chains, to see that everything runs; warm-up and checkpoint interval
+    shrink in proportion.
+
+    Raises:
+        ValueError: for an unknown recipe, a seed that is not one, or experts where the recipe has them already.
+    """
+    model, train = recipe(name, seed)
+    sweeps, rung = RECIPES[name].sweeps, name
+    if experts:
+        if model.n_experts:
+            raise ValueError(f"recipe={name!r} already has experts; leave out --experts")
+        model, rung = mod7_moe_model(), f"{name} with experts"
+    if quick:
+        share, rung = QUICK_STEPS / train.steps, f"{rung} (quick)"
+        train = dataclasses.replace(
+            train, steps=QUICK_STEPS, warmup_steps=round(share * train.warmup_steps), log_every=QUICK_STEPS // 2,
+            checkpoint_every=max(1, round(share * train.checkpoint_every)),
+        )  # fmt: skip
+        sweeps = tuple(dataclasses.replace(asked, n_chains=QUICK_CHAINS) for asked in sweeps)
+    return Run(
+        study="experiment",
+        rung=rung,
+        seed=seed,
+        task=ChainTask(),
+        model=model,
+        train=train,
+        sweeps=sweeps,
+        chains_seed=0,
+    )
+
+
+def _run(study, rung, seed, model, train, sweeps=LADDER_SWEEPS, *, task: Task = _DIGITS, before=()) -> Run:
+    return Run(
+        study=study, rung=rung, seed=seed, task=task, model=model, train=train, sweeps=sweeps, before=before
+    )  # fmt: skip
 
 
 STUDIES = {
     "ladder": (ladder, THREE_SEEDS), "removal": (removal, THREE_SEEDS), "final": (final, FIVE_SEEDS),
     "baselines": (baselines, FIVE_SEEDS), "tasks": (tasks, THREE_SEEDS), "windows": (windows, (0,)),
-    "passing": (passing, THREE_SEEDS),
+    "passing": (passing, THREE_SEEDS), "experiment": (experiment, FIVE_SEEDS),
 }  # fmt: skip
 """Each study's runs of one seed, and its seeds."""
-OTHER_SEEDS = {("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,)}
+OTHER_SEEDS = {("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,), ("experiment", "fixed with experts"): (0,)}
 """The dense model is that of recipe ``hold``, whose five seeds the main job ran."""
+
+
+def chosen_runs(studies: Iterable[str], rungs: Iterable[str] = (), seeds: Iterable[int] | None = None) -> list[Run]:
+    """The plan's runs of these studies, seed by seed, so that each rung has one seed before any has two.
+
+    Without ``seeds`` each rung has those that the plan gives it.
+
+    Raises:
+        ValueError: for a study that does not exist, a rung that none of them has, or a seed that is not one.
+    """
+    studies, rungs = list(dict.fromkeys(studies)), list(rungs)
+    for study in studies:
+        check_choice("study", study, tuple(STUDIES))
+    if seeds is not None:
+        seeds = list(dict.fromkeys(check_int("seed", seed, 0, 2**32 - 1) for seed in seeds))
+    planned = sorted({seed for _, usual in STUDIES.values() for seed in usual})
+    runs = [
+        run
+        for seed in (planned if seeds is None else seeds)
+        for study in studies
+        for run in STUDIES[study][0](seed)
+        if seeds is not None or seed in OTHER_SEEDS.get((study, run.rung), STUDIES[study][1])
+    ]
+    known = list(dict.fromkeys(run.rung for run in runs))
+    for rung in rungs:
+        check_choice("rung", rung, tuple(known))
+    return [run for run in runs if not rungs or run.rung in rungs]

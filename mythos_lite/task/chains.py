@@ -1,14 +1,14 @@
 """Chains of symbols: START d₁ … dₙ EQ, and the answer at the position of EQ.
 
-``ChainTask`` adds digits modulo m, the experiment of the lessons; ``PermutationTask`` multiplies permutations,
-where the order counts.
+``ChainTask`` adds digits modulo m, the experiment of the lessons. ``PermutationTask`` multiplies permutations, where
+the order counts.
 
-The START token is not decoration. Attention over identical tokens cannot count them, so without it
-"3 =" and "3 3 =" look alike to the model.
+The START token is not decoration. Attention over identical tokens cannot count them, so without it "3 =" and "3 3 ="
+look alike to the model.
 
-Which chains may be trained on is a property of the chain, not of a file: a hash of its digits sends
-about one chain in five to the held-out side. Training draws from the other side only, every
-evaluation from the held-out side only, so no two sets share an example at any length or seed.
+A chain's own digits decide whether it may be trained on: a hash of them sends about one chain in five to the held-out
+side. Training draws from the other side only, every evaluation from the held-out side only, so no two sets share an
+example at any length or seed.
 
 Shapes: B chains, n digits, T = n + 2 tokens.
 """
@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mythos_lite.checks import check_bool, check_choice, check_int
 from mythos_lite.config import ModelConfig
@@ -36,7 +37,7 @@ _ENUMERABLE = 2_000_000
 def make_generator(seed: int, *stream: int) -> torch.Generator:
     """A CPU generator for ``seed`` and any number of stream indices.
 
-    torch keeps only 32 bits of a CPU seed, so ``seed + step`` of two runs would collide;
+    torch keeps only 32 bits of a CPU seed, so ``seed + step`` of two runs would collide.
     ``numpy.random.SeedSequence`` mixes all of them instead, in practice one generator for each tuple of indices.
     """
     seed, *stream = (check_int("seed", value, 0) for value in (seed, *stream))
@@ -52,7 +53,7 @@ class Batch(NamedTuple):
     answer_positions: Tensor
     """(B,) int64, where EQ stands and the answer is read."""
     answers: Tensor
-    """(B,) int64 in 0 … modulus − 1."""
+    """(B,) int64 in 0 … ``n_answers`` − 1."""
     n_digits: Tensor
     """(B,) int64."""
 
@@ -68,12 +69,9 @@ class Task:
     """
 
     n_symbols: int
+    n_answers: int
     start_token: bool
     """Whether chains begin with START."""
-
-    @property
-    def n_answers(self) -> int:
-        raise NotImplementedError
 
     def answer(self, chains: Tensor) -> Tensor:
         """(B, n) symbols → (B,) answers in 0 … ``n_answers`` − 1."""
@@ -100,13 +98,10 @@ class Task:
         if model.vocab_size < self.vocab_size:
             raise ValueError(f"vocab_size={model.vocab_size} is too small: the task has {self.vocab_size} tokens")
         if model.pad_token_id != self.pad_id:
+            raise ValueError(f"pad_token_id={model.pad_token_id} does not fit: the task pads with {self.pad_id}")
+        if (room := model.max_seq_len - 2) < max_digits:
             raise ValueError(
-                f"pad_token_id={model.pad_token_id} does not fit: the task pads with {self.pad_id}, "
-                "and its START and EQ stand before that; is the model one of another task?"
-            )
-        if model.max_seq_len < max_digits + 2:
-            raise ValueError(
-                f"n_digits={max_digits} is too long: with START and EQ it exceeds max_seq_len={model.max_seq_len}"
+                f"n_digits={max_digits} is too long: max_seq_len={model.max_seq_len} allows {room}, START and EQ aside"
             )
 
     def _checked(self, chains: Tensor) -> Tensor:
@@ -117,25 +112,21 @@ class Task:
             raise ValueError(f"chains must be a tensor of whole numbers of shape (B, n) with n ≥ 1, not {kind}")
         chains = chains.long()
         if chains.numel() and (chains.min() < 0 or chains.max() >= self.n_symbols):
-            raise ValueError(
-                f"digits must lie in 0 … {self.n_symbols - 1}; found {chains.min().item()} … {chains.max().item()}"
-            )
+            found = f"{chains.min().item()} … {chains.max().item()}"
+            raise ValueError(f"digits must lie in 0 … {self.n_symbols - 1}; found {found}")
         return chains
 
     def encode(self, chains: Tensor) -> Batch:
         """(B, n) symbols of one length → the batch that asks for their answers."""
-        chains = self._checked(chains)
-        count, n = chains.shape
-        start = torch.full((count, int(self.start_token)), self.start_id, device=chains.device)
-        eq = torch.full((count, 1), self.eq_id, device=chains.device)
-        token_ids = torch.cat([start, chains, eq], dim=1)
-        n_digits = torch.full((count,), n, device=chains.device)
-        return Batch(token_ids, n_digits + int(self.start_token), self.answer(chains), n_digits)
+        chains, first = self._checked(chains), int(self.start_token)
+        tokens = F.pad(F.pad(chains, (first, 0), value=self.start_id), (0, 1), value=self.eq_id)
+        n_digits = torch.full((len(chains),), chains.shape[1], device=chains.device)
+        return Batch(tokens, n_digits + first, self.answer(chains), n_digits)
 
     def is_held_out(self, chains: Tensor) -> Tensor:
         """(B, n) digits → (B,) bool: whether the chain belongs to evaluation. The same on every machine."""
         chains = self._checked(chains)
-        key = torch.full((len(chains),), chains.shape[1], dtype=torch.int64, device=chains.device)
+        key = torch.full((len(chains),), chains.shape[1], device=chains.device)
         for digit in chains.unbind(dim=1):
             # Multiply and fold after each digit, so that the last digits reach the tested bits too.
             key = (key + digit + 1) * 0x2545F4914F6CDD1D
@@ -146,29 +137,25 @@ class Task:
         """Every chain of ``n_digits`` digits on one side of the split, (B, n), in counting order."""
         n_digits = check_int("n_digits", n_digits, 1)
         check_choice("split", split, SPLITS)
-        if self.n_symbols**n_digits > _ENUMERABLE:
-            raise ValueError(
-                f"n_digits={n_digits} has {self.n_symbols**n_digits:,} chains, more than the {_ENUMERABLE:,} "
-                "that are listed; use sample()"
-            )
+        if (total := self.n_symbols**n_digits) > _ENUMERABLE:
+            raise ValueError(f"n_digits={n_digits} has {total:,} chains, more than {_ENUMERABLE:,}; use sample()")
         place = self.n_symbols ** torch.arange(n_digits - 1, -1, -1, device="cpu")
-        chains = torch.arange(self.n_symbols**n_digits, device="cpu").unsqueeze(1) // place % self.n_symbols
+        chains = torch.arange(total, device="cpu").unsqueeze(1) // place % self.n_symbols
         return chains[self.is_held_out(chains) == (split == "held_out")]
 
     def sample(self, count: int, n_digits: int, generator: torch.Generator, split: str) -> Tensor:
         """``count`` random chains of ``n_digits`` digits from one side of the split, (B, n), with replacement."""
         count, n_digits = check_int("count", count, 0), check_int("n_digits", n_digits, 1)
         check_choice("split", split, SPLITS)
-        held_out = split == "held_out"
         device = generator.device  # and not the default one, which need not be the generator's
-        chains = torch.randint(self.n_symbols, (count, n_digits), generator=generator, device=device)
-        wrong = self.is_held_out(chains) != held_out
+        chains = torch.zeros(count, n_digits, dtype=torch.int64, device=device)
+        wrong = torch.ones(count, dtype=torch.bool, device=device)
         for _ in range(1000):
+            size = (int(wrong.sum()), n_digits)
+            chains[wrong] = torch.randint(self.n_symbols, size, generator=generator, device=device)
+            wrong = self.is_held_out(chains) != (split == "held_out")
             if not wrong.any():
                 return chains
-            again = (int(wrong.sum()), n_digits)
-            chains[wrong] = torch.randint(self.n_symbols, again, generator=generator, device=device)
-            wrong = self.is_held_out(chains) != held_out
         raise ValueError(f"no chain of n_digits={n_digits} lies on the {split!r} side of the split; use more digits")
 
     def batch(self, size: int, min_digits: int, max_digits: int, generator: torch.Generator) -> Batch:
@@ -176,22 +163,14 @@ class Task:
         size, min_digits = check_int("size", size, 1), check_int("min_digits", min_digits, 1)
         max_digits = check_int("max_digits", max_digits, min_digits)
         lengths = torch.randint(min_digits, max_digits + 1, (size,), generator=generator, device=generator.device)
-        counts = torch.bincount(lengths, minlength=max_digits + 1)[min_digits:].tolist()
-        parts = [
-            self.encode(self.sample(count, n, generator, "train"))
-            for n, count in zip(range(min_digits, max_digits + 1), counts, strict=True)
-            if count
-        ]
-        return self.join(parts)
+        counts = zip(*(found.tolist() for found in lengths.unique(return_counts=True)), strict=True)
+        return self.join([self.encode(self.sample(count, n, generator, "train")) for n, count in counts])
 
     def join(self, parts: list[Batch]) -> Batch:
         """One batch out of several, padded on the right to the longest."""
         width = max(part.token_ids.shape[1] for part in parts)
-        padded = [
-            torch.nn.functional.pad(part.token_ids, (0, width - part.token_ids.shape[1]), value=self.pad_id)
-            for part in parts
-        ]
-        return Batch(torch.cat(padded), *(torch.cat(column) for column in list(zip(*parts, strict=True))[1:]))
+        padded = [F.pad(part.token_ids, (0, width - part.token_ids.shape[1]), value=self.pad_id) for part in parts]
+        return Batch(torch.cat(padded), *map(torch.cat, list(zip(*parts, strict=True))[1:]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +186,8 @@ class ChainTask(Task):
             object.__setattr__(self, field, check_int(field, getattr(self, field), 2))
         check_bool("start_token", self.start_token)
         if self.n_symbols < self.modulus:
-            raise ValueError(
-                f"n_symbols={self.n_symbols} is not possible: answers 0 to {self.modulus - 1} need a token each; "
-                f"use at least modulus={self.modulus}"
-            )
+            need = f"answers 0 to {self.modulus - 1} need a token each; use at least modulus={self.modulus}"
+            raise ValueError(f"n_symbols={self.n_symbols} is not possible: {need}")
 
     @property
     def n_answers(self) -> int:
@@ -227,8 +204,8 @@ class PermutationTask(Task):
 
     Permutations are numbered by their distance from the identity in transpositions, so that 0 is the identity and
     1 … ``degree``·(``degree`` − 1)/2 are the transpositions. Chains are made of the first ``n_symbols``; the answer can
-    be any. From degree 5 on the word problem is complete for NC¹ (Barrington
-    1989), out of reach of transformers of fixed depth unless TC⁰ = NC¹ (Merrill & Sabharwal 2023; Liu et al. 2023).
+    be any. From degree 5 on the word problem is complete for NC¹ (Barrington 1989), out of reach of transformers of
+    fixed depth unless TC⁰ = NC¹ (Merrill & Sabharwal 2023; Liu et al. 2023).
     """
 
     degree: int = 3
@@ -257,18 +234,10 @@ class PermutationTask(Task):
 @functools.cache
 def _products(degree: int) -> Tensor:
     """(n!, n!) table: entry [p, q] is the number of "first p, then q"."""
-    permutations = sorted(itertools.permutations(range(degree)), key=lambda p: (_distance(p), p))
+    permutations, one = list(itertools.permutations(range(degree))), np.eye(degree)
+    # A permutation's distance is its points less its cycles, which is the rank of its matrix less the identity.
+    distances = np.linalg.matrix_rank(one[np.array(permutations)] - one).tolist()
+    permutations = [p for _, p in sorted(zip(distances, permutations, strict=True))]
     number = {p: i for i, p in enumerate(permutations)}
     products = [[number[tuple(q[i] for i in p)] for q in permutations] for p in permutations]
     return torch.tensor(products, device="cpu")
-
-
-def _distance(permutation: tuple[int, ...]) -> int:
-    """Transpositions needed to make it: its points less its cycles."""
-    left, cycles = set(range(len(permutation))), 0
-    while left:
-        cycles += 1
-        point = left.pop()
-        while (point := permutation[point]) in left:
-            left.remove(point)
-    return len(permutation) - cycles

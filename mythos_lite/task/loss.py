@@ -1,13 +1,10 @@
 """The answer's loss: cross-entropy at the position of EQ, over one loop or several.
 
-Averaging over loops past the needed one teaches the model to hold its answer; leaving out the loops
-before it spares the model from being taught to guess (Bansal et al. 2022, progressive loss, has the
-same aim).
+Averaging over the loops past the needed one teaches the model to keep its answer. The loops before it are left out,
+since the model could only guess there (Bansal et al. 2022, progressive loss, has the same aim).
 
 Shapes: L loops, B chains, T positions, V vocabulary.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -26,13 +23,11 @@ def supervised_loops(
     Returns the L loop numbers and weights (L, B) that sum to 1 over all, or to 0 where no chain can
     be answered in ``n_loops`` loops. Chains that need more loops than that weigh nothing.
     """
-    if train.loss == "last":
-        even = torch.full((1, len(n_digits)), 1.0 / len(n_digits), dtype=torch.float32, device=n_digits.device)
-        return [n_loops], even
-    by_length = {n: model.loops_needed(n) for n in n_digits.unique().tolist()}  # EQ stands n positions after d₁
-    needed = torch.tensor([by_length[n] for n in n_digits.tolist()], device=n_digits.device)
-    loops = list(range(min(by_length.values()), n_loops + 1)) or [n_loops]
-    counts = (torch.tensor(loops, device=n_digits.device).unsqueeze(1) >= needed).float()  # (L, B)
+    # EQ stands n positions after the first digit. With "last" it is as if every chain needed all of the loops.
+    first = {n: n_loops if train.loss == "last" else model.loops_needed(n) for n in n_digits.unique().tolist()}
+    needed = torch.tensor([first[n] for n in n_digits.tolist()], device=n_digits.device)
+    loops = list(range(min(first.values()), n_loops + 1)) or [n_loops]
+    counts = (torch.tensor(loops, device=n_digits.device).unsqueeze(1) >= needed).to(torch.float32)  # (L, B)
     per_chain = counts / counts.sum(dim=0).clamp(min=1)
     return loops, per_chain / per_chain.sum().clamp(min=1)
 
@@ -40,24 +35,24 @@ def supervised_loops(
 def chain_loss(
     model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int
 ) -> tuple[Tensor, Tensor, list[LoopStep]]:
-    """Loss (), logits (B, V) at EQ after the last loop, and every step of the loop."""
+    """Loss (), logits (B, V) at EQ after the last loop, and every turn of the loop."""
     loops, weights = supervised_loops(model.config, train, n_loops, batch.n_digits.cpu())
-    steps = list(model.loop(batch.token_ids, n_loops))
-    outputs = torch.cat([steps[loop - 1].output for loop in loops])  # (L·B, T, D)
+    turns = list(model.loop(batch.token_ids, n_loops))
+    outputs = torch.cat([turns[loop - 1].output for loop in loops])  # (L·B, T, D)
     logits = answer_logits(model, outputs, batch.answer_positions.repeat(len(loops)))  # (L·B, V)
     nll = F.cross_entropy(logits, batch.answers.repeat(len(loops)), reduction="none")
     loss = (nll * weights.flatten().to(nll.device)).sum()
     if train.ponder_cost:
         read = batch.token_ids != model.config.pad_token_id
-        loss = loss + train.ponder_cost * steps[-1].ponder_cost[read].mean()
-    return loss, logits[-len(batch.answers) :].detach(), steps
+        loss = loss + train.ponder_cost * turns[-1].ponder_cost[read].mean()
+    return loss, logits[-len(batch.answers) :].detach(), turns
 
 
 def answer_logits(model: RecurrentDepthTransformer, h: Tensor, answer_positions: Tensor) -> Tensor:
     """Read out states (B, T, D) at the positions of EQ (B,) alone: (B, V), float32.
 
-    Under a window EQ sees only a few states through the coda, so the coda is run on those. Rotary
-    positions are relative: that the excerpt starts at another position changes nothing.
+    Under a window EQ sees only a few states through the coda, so the coda is run on those. That such an excerpt starts
+    at another position changes nothing, since rotary positions are relative.
     """
     rows = torch.arange(len(h), device=h.device)
     window, layers = model.config.window, model.config.n_coda_layers

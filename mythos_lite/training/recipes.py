@@ -1,13 +1,37 @@
-"""Presets and recipes: plain functions. ``RECIPES`` maps the names of the main job's recipes to functions that
-take a seed and return ``(ModelConfig, TrainConfig)``.
+"""Models and recipes by name: what is trained, how, and what the trained model is asked.
+
+``RECIPES`` are those of the main job, ``python -m mythos_lite experiment``.
 """
 
-from __future__ import annotations
+import dataclasses
+from dataclasses import dataclass
 
-from collections.abc import Callable
-
-from mythos_lite.checks import check_choice
+from mythos_lite.checks import check_choice, check_int, check_ints
 from mythos_lite.config import ATTENTIONS, ModelConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A question: held-out chains of each of ``lengths``, read out at each of ``loops``. A table pools the lengths."""
+
+    lengths: tuple[int, ...]
+    loops: tuple[int, ...]
+    n_chains: int = 1000
+
+    def __post_init__(self) -> None:
+        for field in ("lengths", "loops"):
+            object.__setattr__(self, field, tuple(check_ints(field, getattr(self, field), 1)))
+        object.__setattr__(self, "n_chains", check_int("n_chains", self.n_chains, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A setting of the main job. The first sweep asks the trained lengths, the second the longer ones of the chart."""
+
+    help: str
+    model: ModelConfig
+    train: TrainConfig
+    sweeps: tuple[Sweep, ...]
 
 
 def published_model(attention: str = "mla") -> ModelConfig:
@@ -42,43 +66,38 @@ def mod7_moe_model() -> ModelConfig:
     )  # fmt: skip
 
 
-def fixed_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """Chains of 2–5 digits, four loops in every batch, loss at the last: the training that the tutorial describes."""
-    return mod7_model(), TrainConfig(seed=seed, steps=1800, ema_decay=0.99)
-
-
-def hold_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """The training that teaches the model to hold its answer: loss from the needed loop on, to the last.
-
-    Three or four loops at random: five digits need three, and the fourth is there to be held through.
-    """
-    train = TrainConfig(seed=seed, steps=2000, min_digits=1, min_loops=3, loss="from_needed", ema_decay=0.999)
-    return mod7_model(), train
-
-
-def published_recipe(seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
-    """The training of the published tutorial: 3,000 chains, six epochs of 47 steps, AdamW at 3e-4.
-
-    Known differences: the cosine falls by step, not by epoch; norms, embeddings and injection do not decay;
-    the model is this package's (ACT's weights sum to 1, Ā stays below 1, the loop sinusoid and the adapter
-    start small). Each is gentler to the model than the original.
-    """
-    train = TrainConfig(
-        seed=seed, steps=282, batch_size=64, n_train_chains=3000, lr=3e-4, warmup_steps=0,
-        weight_decay=0.01, beta2=0.999, eps=1e-8, router_bias_rate=0.0,
-        log_every=47, checkpoint_every=47,
-    )  # fmt: skip
-    return published_model("mla"), train
-
-
-RECIPES: dict[str, Callable[[int], tuple[ModelConfig, TrainConfig]]] = {
-    "fixed": fixed_recipe,
-    "hold": hold_recipe,
-    "published": published_recipe,
-}
+TRAINED, LONGER = (2, 3, 4, 5), (6, 7, 8)
+_FIXED_LOOPS, _HOLD_LOOPS = (1, 2, 4, 6, 8, 12, 16, 24, 32), (1, 2, 4, 6, 8, 16, 32, 64, 128)
+RECIPES = {
+    "fixed": Recipe(
+        help="chains of 2 to 5 digits, four loops in every batch (the default)",
+        model=mod7_model(),
+        train=TrainConfig(steps=1800, ema_decay=0.99),
+        sweeps=tuple(Sweep(lengths=group, loops=_FIXED_LOOPS) for group in (TRAINED, LONGER)),
+    ),
+    # Five digits need three loops, and the fourth is there to hold the answer through.
+    "hold": Recipe(
+        help="three or four loops, loss from the needed loop on: learns to keep its answer",
+        model=mod7_model(),
+        train=TrainConfig(steps=2000, min_digits=1, min_loops=3, loss="from_needed", ema_decay=0.999),
+        sweeps=tuple(Sweep(lengths=group, loops=_HOLD_LOOPS) for group in (TRAINED, LONGER, (16,), (32,))),
+    ),
+    # Known differences from the tutorial: the cosine falls by step, not by epoch; norms, embeddings and injection do
+    # not decay; the model is this package's (ACT's weights sum to 1, the injection's decay stays below 1, the loop
+    # sinusoid and the adapter start small). Each is gentler to the model than the original.
+    "published": Recipe(
+        help="the setting of the published tutorial, rerun: 3,000 chains, six epochs of 47 steps, AdamW at 3e-4",
+        model=published_model("mla"),
+        train=TrainConfig(
+            steps=282, batch_size=64, n_train_chains=3000, lr=3e-4, warmup_steps=0, weight_decay=0.01, beta2=0.999,
+            eps=1e-8, router_bias_rate=0.0, log_every=47, checkpoint_every=47,
+        ),
+        sweeps=tuple(Sweep(lengths=group, loops=(1, 2, 4, 6, 8)) for group in (TRAINED, LONGER)),
+    ),
+}  # fmt: skip
 
 
 def recipe(name: str, seed: int = 0) -> tuple[ModelConfig, TrainConfig]:
     """Model and training of the named recipe; an unknown name is a ``ValueError`` that lists the known ones."""
     check_choice("recipe", name, tuple(RECIPES))
-    return RECIPES[name](seed)
+    return RECIPES[name].model, dataclasses.replace(RECIPES[name].train, seed=seed)

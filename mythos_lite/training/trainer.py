@@ -1,51 +1,34 @@
 """Training on digit chains: one flat loop that returns its history, and stops and resumes exactly.
 
-Everything random at step s is drawn from a generator made from (seed, s). There is no generator
-state to save, and a resumed run sees the very batches that the uninterrupted one saw.
-
-A run's folder holds ``training.safetensors`` (weights, averages, optimiser moments, step and
-history in one file, replaced in one step) and ``metrics.jsonl`` (one line per record). The lines are
-collected in ``metrics.jsonl.part`` as they come; only a run that ends replaces those of an earlier one.
-While a run writes into its folder, no other can.
+Everything random at step s is drawn from a generator made from (seed, s). There is no generator state to save, and a
+resumed run sees the very batches that the uninterrupted one saw. A *step* is one of training, a *turn* one of the loop.
 """
 
-from __future__ import annotations
-
 import contextlib
-import hashlib
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mythos_lite.checks import NonFiniteError
 from mythos_lite.config import ModelConfig, TrainConfig
-from mythos_lite.files.checkpoint import (
-    CheckpointError,
-    check_shapes,
-    make_folder,
-    only_writer,
-    pack,
-    read_header,
-    read_tensors,
-    write_files,
-)
+from mythos_lite.files.atomic import only_writer
 from mythos_lite.files.provenance import source_hash
 from mythos_lite.measure.spectral import monitor
-from mythos_lite.model.loop import RecurrentDepthTransformer
+from mythos_lite.model.loop import LoopStep, RecurrentDepthTransformer
 from mythos_lite.model.modes import DrawFrom, check_differentiable, own_derivatives, unwrapped
 from mythos_lite.task.chains import Batch, Task, make_generator
 from mythos_lite.task.loss import chain_loss
+from mythos_lite.training.state import RunState
 
-STATE_FILE = "training.safetensors"
-METRICS_FILE = "metrics.jsonl"
+Objective = Callable[[nn.Module, TrainConfig, Batch, int], tuple[Tensor, Tensor, list[LoopStep]]]
+"""``objective(model, config, batch, n_loops)``: loss (), logits (B, V) at EQ, and the turns of the loop, if any."""
+SOURCE = ("checks.py", "config.py", "model/", "task/", "measure/spectral.py", "training/")
+"""The part of the package that weights and records depend on."""
 _STEPS, _POOL, _EPOCHS, _WEIGHTS = range(4)  # streams of a seed
 
 
@@ -99,303 +82,173 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
-class TrainStep(NamedTuple):
-    """Everything random about one step."""
-
-    batch: Batch
-    n_loops: int
-
-
 class StepStream:
     """Batch and loop count of any step, from the seed and the step alone."""
 
     def __init__(self, task: Task, config: TrainConfig) -> None:
-        self.task, self.config = task, config
-        self.pool = None
+        self.task, self.config, self.pool = task, config, None
         if config.n_train_chains is not None:
             generator = make_generator(config.seed, _POOL)
             self.pool = task.batch(config.n_train_chains, config.min_digits, config.max_digits, generator)
 
-    def at(self, step: int) -> TrainStep:
+    def at(self, step: int) -> tuple[Batch, int]:
+        """Everything random about one step. From a fixed set it takes the step's part of the epoch's order."""
         config, generator = self.config, make_generator(self.config.seed, _STEPS, step)
         n_loops = int(torch.randint(config.min_loops, config.max_loops + 1, (), generator=generator, device="cpu"))
         if self.pool is None:
-            batch = self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator)
-        else:
-            batch = self._from_pool(step)
-        return TrainStep(batch, n_loops)
-
-    def _from_pool(self, step: int) -> Batch:
-        """The step's part of its epoch's order."""
-        config = self.config
-        per_epoch = math.ceil(config.n_train_chains / config.batch_size)
-        generator = make_generator(config.seed, _EPOCHS, step // per_epoch)
+            return self.task.batch(config.batch_size, config.min_digits, config.max_digits, generator), n_loops
+        epoch, part = divmod(step, math.ceil(config.n_train_chains / config.batch_size))
+        generator = make_generator(config.seed, _EPOCHS, epoch)
         order = torch.randperm(config.n_train_chains, generator=generator, device="cpu")
-        start = step % per_epoch * config.batch_size
-        chosen = order[start : start + config.batch_size].sort().values  # the pool goes from short to long
-        return Batch(*(tensor[chosen] for tensor in self.pool))
+        chosen = order.split(config.batch_size)[part].sort().values  # the pool goes from short to long
+        return Batch(*(tensor[chosen] for tensor in self.pool)), n_loops
 
 
 @own_derivatives()
 def train(
-    model: RecurrentDepthTransformer,
-    task: Task,
-    config: TrainConfig,
-    *,
-    folder: str | os.PathLike | None = None,
-    on_record: Callable[[dict], None] | None = None,
+    model: nn.Module, task: Task, config: TrainConfig, *, objective: Objective = chain_loss,
+    folder: str | os.PathLike | None = None, on_record: Callable[[dict], None] | None = None,
     progress: bool | None = None,
-) -> list[dict]:
+) -> list[dict]:  # fmt: skip
     """Train ``model`` in place and return one record per ``log_every`` steps.
 
-    With ``ema_decay`` the model ends with the averaged weights. With a ``folder``, the run is saved
-    every ``checkpoint_every`` steps and at its end, and resumes from there if it finds its own state.
-    ``progress`` is shown unless the environment variable CI is set or there is no stderr. A model that went
-    through ``torch.compile`` is trained as the module that it was made of; gradients are on and autocast is
-    off, whatever the caller set.
+    ``chain_loss`` is for a ``RecurrentDepthTransformer``; other models need an ``objective`` of their own. Where that
+    returns no turns of a loop, the records hold no measurements of one.
+
+    With ``ema_decay`` the model ends with the averaged weights. With a ``folder``, the run is saved every
+    ``checkpoint_every`` steps and at its end, and resumes from there if it finds its own state. ``progress`` is shown
+    unless the environment variable CI is set or there is no stderr. A model that went through ``torch.compile`` is
+    trained as the module that it was made of; gradients are on and autocast is off, whatever the caller set.
 
     Raises:
-        NonFiniteError: when loss, gradient or weights are not finite; says at which step and loop. The
-            last good checkpoint stays.
+        NonFiniteError: when loss, gradient or weights are not finite; says at which step and loop. The last good state
+            stays.
         CheckpointError: when the folder holds the state of another run or of other code, or a damaged one.
         ValueError: when model, task and training do not fit together, or the model cannot be trained.
         OSError: when another run is writing into the folder.
     """
     model = unwrapped(model)
-    if not isinstance(model, RecurrentDepthTransformer):
-        raise ValueError(
-            f"train takes a RecurrentDepthTransformer, not {type(model).__name__}; hand in the module itself"
-        )
-    check_differentiable(model)
-    if other := {p.dtype for p in model.parameters()} - {torch.float32}:
-        raise ValueError(f"the model is in {other.pop()}; train in float32 and convert it afterwards, with .to()")
-    _check_fit(model.config, task, config)
-    stream = StepStream(task, config)
-    optimizer = make_optimizer(model, config)
+    _check_fit(model, task, config, objective)
+    stream, optimizer = StepStream(task, config), make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
-    state = RunState(model, task, config, optimizer, average, folder)
+    state = RunState(folder, _identity(model, task, config, objective), model, optimizer, average)
     hidden = not can_show_progress() or (bool(os.environ.get("CI")) if progress is None else not progress)
-    with contextlib.nullcontext() if folder is None else only_writer(state.folder):
-        history = _train(state, stream, on_record, hidden)
-    model.load_state_dict(average, strict=False)
+    with contextlib.nullcontext() if state.folder is None else only_writer(state.folder):
+        history = _run(state, stream, objective, on_record, hidden)
+    model.load_state_dict({**model.state_dict(), **average})
     model.eval()
     return history
 
 
-def _train(state: RunState, stream: StepStream, on_record: Callable[[dict], None] | None, hidden: bool) -> list[dict]:
+def _run(
+    state: RunState, stream: StepStream, objective: Objective, on_record: Callable[[dict], None] | None, hidden: bool
+) -> list[dict]:
     """The loop of ``train``."""
-    model, config, optimizer = state.model, state.config, state.optimizer
-    device = model.embedding.weight.device
+    model, config, optimizer = state.model, stream.config, state.optimizer
+    device = next(model.parameters()).device
     first, history = state.load()
-    state.write_history(history)
+    state.log(history, "w")
     model.train()
-    bar = tqdm(
-        range(first, config.steps), initial=first, total=config.steps, disable=hidden, desc="training", unit="step"
-    )
+    bar = tqdm(range(first, config.steps), "training", config.steps, initial=first, disable=hidden, unit="step")
     for step in bar:
         batch, n_loops = stream.at(step)
         batch = batch.to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
 
-        loss, logits, steps = chain_loss(model, config, batch, n_loops)
+        loss, logits, turns = objective(model, config, batch, n_loops)
         if not torch.isfinite(loss):
-            raise NonFiniteError(_explain(steps, step, n_loops, state))
+            raise state.error(f"the loss is not finite at step {step + 1}{_where(turns)}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         if not torch.isfinite(grad_norm):
-            raise NonFiniteError(
-                f"the gradient is not finite at step {step + 1}, through {n_loops} loops; {state.describe()}"
-            )
+            raise state.error(f"the gradient is not finite at step {step + 1}, through {n_loops} loops")
         optimizer.step()
-        _balance(model, steps, config.router_bias_rate)
+        if turns:
+            _balance(model, turns, config.router_bias_rate)
         average_weights(state.average, model, config.ema_decay, step)
 
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-            accuracy = (logits.argmax(-1) == batch.answers).float().mean().item()
             record = {
-                "step": step + 1, "loss": loss.item(), "accuracy": accuracy, "n_loops": n_loops,
+                "step": step + 1, "loss": loss.item(),
+                "accuracy": (logits.argmax(-1) == batch.answers).float().mean().item(),
+                **({"n_loops": n_loops} if turns else {}),
                 "lr": learning_rate(config, step), "grad_norm": grad_norm.item(),
-                **monitor(model, config, batch, config.max_loops), **_loads(steps),
+                **({**monitor(model, config, batch, config.max_loops), **_expert_load(turns)} if turns else {}),
             }  # fmt: skip
-            if not _is_finite(record):
-                raise NonFiniteError(f"the loop map is not finite after step {step + 1}: {record}; {state.describe()}")
+            if any(word in json.dumps(record) for word in ("NaN", "Infinity")):
+                raise state.error(f"the loop map is not finite after step {step + 1}: {record}")
             history.append(record)
-            state.append_history(record)
-            bar.set_postfix(loss=f"{record['loss']:.3f}", rho=f"{record['decay_radius']:.3f}")
+            state.log([record])
+            bar.set_postfix({key: f"{record[key]:.3f}" for key in ("loss", "decay_radius") if key in record})
             if on_record is not None:
                 on_record(record)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             state.save(step + 1, history)
-    state.finish_history()
+    state.finish_log()
     return history
 
 
-class RunState:
-    """What a run needs to go on, in one file."""
-
-    def __init__(self, model, task, config, optimizer, average, folder) -> None:
-        self.model, self.optimizer, self.average = model, optimizer, average
-        self.config = config
-        self.folder = make_folder(folder) if folder is not None else None
-        identity = {
-            "model": model.config.to_dict(),
-            "train": config.to_dict(),
-            "task": repr(task),
-            "source": source_hash(),
-        }
-        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.saved_at: int | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The live tensors, by name. The optimiser's appear once it has made a step."""
-        names = {p: name for name, p in self.model.named_parameters()}
-        moments = {
-            f"optimizer.{names[p]}.{key}": value
-            for p, values in self.optimizer.state.items()
-            for key, value in values.items()
-        }
-        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return {**weights, **moments, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
-
-    def save(self, step: int, history: list[dict]) -> None:
-        """Replace the file; ``NonFiniteError`` before that if a tensor is not finite. Without a folder, nothing."""
-        if self.folder is None:
-            return
-        if not all(torch.isfinite(tensor).all() for tensor in self.tensors().values()):
-            raise NonFiniteError(f"the weights are not finite after step {step}; {self.describe()}")
-        metadata = {"run": self.identity, "step": str(step), "history": json.dumps(history)}
-        write_files({self.folder / STATE_FILE: pack(self.tensors(), metadata)})
-        self.saved_at = step
-
-    def load(self) -> tuple[int, list[dict]]:
-        """Put the saved tensors in place; return the step to go on from and the history so far."""
-        if self.folder is None or not (self.folder / STATE_FILE).exists():
-            return 0, []
-        path = self.folder / STATE_FILE
-        shapes, metadata = read_header(path)
-        if metadata.get("run") != self.identity:
-            raise CheckpointError(
-                f"{path} is the state of another run, or of another version of the code; "
-                "choose another folder, or remove the file to start anew"
-            )
-        step, history = self._read_progress(metadata, path)
-        self._create_moments()
-        check_shapes(shapes, self.tensors(), where=str(path))
-        saved = read_tensors(path)
-        with torch.no_grad():
-            for name, tensor in self.tensors().items():
-                tensor.copy_(saved[name])
-        self.saved_at = step
-        return step, history
-
-    def _read_progress(self, metadata: dict[str, str], path: Path) -> tuple[int, list[dict]]:
-        """Step and history; ``CheckpointError`` unless they are those of a run with this configuration."""
-        try:
-            step, history = int(metadata["step"]), json.loads(metadata["history"])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} has no readable step and history") from error
-        if not 1 <= step <= self.config.steps:
-            raise CheckpointError(f"{path}: its step is {step}; this run goes from 1 to {self.config.steps}")
-        logged = [s for s in range(1, step + 1) if s % self.config.log_every == 0 or s == self.config.steps]
-        known = isinstance(history, list) and all(isinstance(record, dict) for record in history)
-        if not known or [record.get("step") for record in history] != logged:
-            raise CheckpointError(f"{path}: its history is not a list with a record of each step that was logged")
-        return step, history
-
-    def _create_moments(self) -> None:
-        """Let the optimiser make its moments, which it does at its first step: one without effect."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def write_history(self, history: list[dict]) -> None:
-        """Begin the lines anew with these records."""
-        if self.folder is not None:
-            lines = "".join(json.dumps(record) + "\n" for record in history)
-            write_files({self._part: lines.encode()})
-
-    def append_history(self, record: dict) -> None:
-        if self.folder is not None:
-            try:
-                with open(self._part, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-            except OSError as error:
-                raise type(error)(error.errno, error.strerror, str(self._part)) from error
-
-    def finish_history(self) -> None:
-        """Put the lines in the place of an earlier run's."""
-        if self.folder is not None:
-            os.replace(self._part, self.folder / METRICS_FILE)
-
-    @property
-    def _part(self) -> Path:
-        return self.folder / f"{METRICS_FILE}.part"
-
-    def describe(self) -> str:
-        if self.saved_at is None:
-            return "nothing had been saved yet"
-        return f"the weights after step {self.saved_at} are kept in {self.folder / STATE_FILE}"
+def _check_fit(model: nn.Module, task: Task, config: TrainConfig, objective: Objective) -> None:
+    """``ValueError`` for a model that cannot be trained, or not on this task in this way."""
+    looped = isinstance(model, RecurrentDepthTransformer)
+    if objective is chain_loss and not looped:
+        kind = type(model).__name__
+        raise ValueError(f"train takes a RecurrentDepthTransformer, not {kind}; hand in the module itself")
+    check_differentiable(model)
+    if other := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise ValueError(f"the model is in {other.pop()}; train in float32 and convert it afterwards, with .to()")
+    if looped:
+        task.check_fit(model.config, config.max_digits)
+        if config.ponder_cost and model.config.halting == "none":
+            raise ValueError(f'ponder_cost={config.ponder_cost} needs a model that halts: halting="act"; or use 0')
+        needed = model.config.loops_needed(config.max_digits) if config.loss == "from_needed" else 1
+        if config.max_loops < needed:
+            n = config.max_digits
+            raise ValueError(f"max_loops={config.max_loops} is too few to learn from: {n} digits need {needed} loops")
 
 
-def _check_fit(model: ModelConfig, task: Task, config: TrainConfig) -> None:
-    """``ValueError`` for a model, task and training that cannot work together."""
-    task.check_fit(model, config.max_digits)
-    if config.ponder_cost and model.halting == "none":
-        raise ValueError(
-            f'ponder_cost={config.ponder_cost} needs a model that halts; use halting="act" or ponder_cost=0'
-        )
-    if config.loss == "from_needed" and config.max_loops < model.loops_needed(config.max_digits):
-        raise ValueError(
-            f"max_loops={config.max_loops} is too few: chains of {config.max_digits} digits need "
-            f"{model.loops_needed(config.max_digits)} loops, so nothing would be learned from them"
-        )
+def _identity(model: nn.Module, task: Task, config: TrainConfig, objective: Objective) -> dict:
+    """What must be the same in the run that saves a state and the one that loads it."""
+    own = [f"{one.__module__.removeprefix('mythos_lite.').replace('.', '/')}.py" for one in (type(model), objective)]
+    return {
+        "model": model.config.to_dict() if isinstance(model, RecurrentDepthTransformer) else repr(model),
+        "trained": [name for name, p in model.named_parameters() if p.requires_grad],
+        "train": config.to_dict(),
+        "task": repr(task),
+        "objective": getattr(objective, "__qualname__", repr(objective)),
+        "source": source_hash(*SOURCE, *own),
+    }
 
 
-def _balance(model: RecurrentDepthTransformer, steps: list, rate: float) -> None:
-    """One step of loss-free balancing per core layer, on the load of all loops together."""
+def _where(turns: list[LoopStep]) -> str:
+    """Where in the loop the first number that is not finite appeared."""
+    for turn in turns:
+        if not torch.isfinite(turn.state).all():
+            return f": the state is not finite from loop {turn.loop} of {len(turns)} on"
+    return f": the state is finite up to loop {len(turns)}, the read-out after it is not" if turns else ""
+
+
+def _balance(model: RecurrentDepthTransformer, turns: list[LoopStep], rate: float) -> None:
+    """One step of loss-free balancing per core layer, on the load of all turns together."""
     if model.config.n_experts and rate:
         for layer, block in enumerate(model.core):
-            block.ffn.update_bias(sum(step.routing[layer].load for step in steps), rate)
+            block.ffn.update_bias(sum(turn.routing[layer].load for turn in turns), rate)
 
 
-def _loads(steps: list) -> dict:
+def _expert_load(turns: list[LoopStep]) -> dict:
     """Share of tokens per loop, core layer and expert, for the log; empty without experts."""
-    if not steps[0].routing:
-        return {}
-    return {
-        "expert_load": [[(stats.load.float() / stats.load.sum()).tolist() for stats in step.routing] for step in steps]
-    }
+    shares = [[(router.load.float() / router.load.sum()).tolist() for router in turn.routing] for turn in turns]
+    return {"expert_load": shares} if shares[0] else {}
 
 
 @torch.no_grad()
 def average_weights(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
-    """average ← decay·average + (1 − decay)·weights; a smaller decay at first, so that the start is forgotten."""
+    """average ← decay·average + (1 − decay)·weights; a smaller decay at first, so that the start is forgotten.
+
+    An average that holds other names than the model does is an error, and an empty one stays empty.
+    """
     decay = min(decay, (1 + step) / (10 + step))
-    for name, p in model.named_parameters():
-        if name in average:
-            average[name].lerp_(p, 1 - decay)
-
-
-def _is_finite(value: object) -> bool:
-    """Whether every number in a record is finite."""
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_finite, value))
-    return math.isfinite(value)
-
-
-def _explain(steps: list, step: int, n_loops: int, state: RunState) -> str:
-    """Where the first number that is not finite appeared."""
-    for loop_step in steps:
-        if not torch.isfinite(loop_step.state).all():
-            where = f"the state is not finite from loop {loop_step.loop} of {n_loops} on"
-            break
-    else:
-        where = f"the state is finite up to loop {n_loops}, the read-out after it is not"
-    return f"the loss is not finite at step {step + 1}: {where}; {state.describe()}"
+    for name, p in model.named_parameters() if average else ():
+        average[name].lerp_(p, 1 - decay)

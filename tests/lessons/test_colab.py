@@ -296,8 +296,8 @@ def test_carried_package_is_the_whole_package(tmp_path):
     """Under the real torch, with the checkpoint that lesson 3 loads and an ordinary error for one that it does not."""
     cells = [cell.source for cell in build.standalone(NOBODY, 2).cells if cell.id in ("carried", "setup")]
     program = """
-import mythos_lite, mythos_lite.study.summary
-mythos_lite.study.summary.load_summary()
+import mythos_lite, mythos_lite.lessons.summary
+mythos_lite.lessons.summary.load_summary()
 for name in ("mod7", "mod7-experts"):
     try:
         print(type(mythos_lite.RecurrentDepthTransformer.from_pretrained(name)).__name__)

@@ -9,6 +9,8 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mythos_lite import RecurrentDepthTransformer
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.measure.spectral import (
+    METHODS,
     decay_radius,
     gains_along_chain,
     gradient_norms,
@@ -79,8 +82,8 @@ def map_and_state(config, dtype=torch.float64, n=5, t=2):
     """The map of loop ``t`` and the state that it is given there."""
     model, ids = build(config, dtype), tokens(n)
     loop_map, state = make_loop_map(model, ids, t)
-    for step in model.loop(ids, t) if t else ():
-        state = step.state.detach()
+    for turn in model.loop(ids, t) if t else ():
+        state = turn.state.detach()
     return loop_map, state
 
 
@@ -141,9 +144,13 @@ def test_singular_value_of_a_known_map(method, coupling):
     assert sigma == pytest.approx(torch.linalg.matrix_norm(known.dense(), 2).item(), rel=0.01)
 
 
-def test_jacobian_of_a_linear_map_is_its_matrix():
+@pytest.mark.parametrize("at_once", [2**18, 100])
+def test_jacobian_of_a_linear_map_is_its_matrix(at_once, monkeypatch):
+    monkeypatch.setattr("mythos_lite.measure.spectral._AT_ONCE", at_once)
     known = known_map((0.6, 0.6), 1, 1.0)
     torch.testing.assert_close(jacobian(known, known.state), known.dense())
+    ignoring = torch.ones(1, 1, 1, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(jacobian(lambda h: ignoring.expand(h.shape), known.state), 0.0 * known.dense())
 
 
 @either_method
@@ -188,15 +195,15 @@ def test_decay_radius_is_that_of_the_diagonal_matrix(injection):
 
 
 @everywhere
-def test_loop_map_is_the_step_of_the_loop(config):
+def test_loop_map_is_one_turn_of_the_loop(config):
     model, ids = build(config), tokens()
     loop_map, start = make_loop_map(model, ids)
-    for step in model.loop(ids, 4):
-        loop_map, e = make_loop_map(model, ids, step.loop - 1)
-        torch.testing.assert_close(loop_map(step.previous), step.state)
+    for turn in model.loop(ids, 4):
+        loop_map, e = make_loop_map(model, ids, turn.loop - 1)
+        torch.testing.assert_close(loop_map(turn.previous), turn.state)
         torch.testing.assert_close(e, start)
-        two = loop_map(torch.cat([step.previous, step.state]))
-        torch.testing.assert_close(two[:1], step.state)
+        two = loop_map(torch.cat([turn.previous, turn.state]))
+        torch.testing.assert_close(two[:1], turn.state)
     assert not start.requires_grad
 
 
@@ -279,14 +286,17 @@ def test_iterative_singular_value_is_within_one_percent_on_the_lesson_model(inje
     assert largest_singular_value(loop_map, h, method="iterative") == pytest.approx(exact, rel=0.01)
 
 
-@pytest.mark.parametrize("measure", [jacobian_radius, largest_singular_value])
-def test_wide_maps_go_the_iterative_way(measure, monkeypatch):
-    monkeypatch.setattr("mythos_lite.measure.spectral.EXACT_WIDTH", 8)
-    monkeypatch.setattr("mythos_lite.measure.spectral.EXACT_SIZE", 8)
-    loop_map, h = map_and_state(SMALL)
-    rough = measure(loop_map, h, n_iterations=3)
-    assert rough == measure(loop_map, h, n_iterations=3, method="iterative")
-    assert rough != measure(loop_map, h, method="exact")
+@pytest.mark.parametrize(
+    ("measure", "n_numbers"), [(jacobian_radius, 5 * 16**2), (largest_singular_value, (5 * 16) ** 2)]
+)
+def test_large_problems_go_the_iterative_way(measure, n_numbers, monkeypatch):
+    """Positions count as well as channels: the radius needs T blocks of D × D, the singular value (T·D)² numbers."""
+    loop_map, h = map_and_state(SMALL, n=5)
+    exact, rough = measure(loop_map, h, method="exact"), measure(loop_map, h, n_iterations=3, method="iterative")
+    assert rough != exact
+    for limit, wanted in ((n_numbers, exact), (n_numbers - 1, rough)):
+        monkeypatch.setattr("mythos_lite.measure.spectral.EXACT_NUMBERS", limit)
+        assert measure(loop_map, h, n_iterations=3) == wanted
 
 
 @pytest.mark.parametrize("measure", [jacobian_radius, largest_singular_value])
@@ -304,12 +314,12 @@ def test_iterative_measures_follow_their_seed_and_leave_the_global_generator_alo
 
 def loss_from_state(model, train, batch, n_loops, t, h):
     """The training loss if the state after loop ``t`` were ``h``."""
-    positions = attention_context(model.config, batch.token_ids.shape[1], None, h.device)
-    e = model.encode(batch.token_ids, positions)
-    states = [step.state.detach() for step in model.loop(batch.token_ids, n_loops)]
+    context = attention_context(model.config, batch.token_ids.shape[1], None, h.device)
+    e = model.encode(batch.token_ids, context)
+    states = [turn.state.detach() for turn in model.loop(batch.token_ids, n_loops)]
     states[t - 1] = h
     for later in range(t, n_loops):
-        states[later] = model.loop_map(states[later - 1], e, later, positions)[0]
+        states[later] = model.loop_map(states[later - 1], e, later, context)[0]
     loss = 0.0
     for loop, weights in zip(*supervised_loops(model.config, train, n_loops, batch.n_digits), strict=True):
         logits = answer_logits(model, states[loop - 1], batch.answer_positions)
@@ -322,7 +332,7 @@ def loss_from_state(model, train, batch, n_loops, t, h):
 def test_gradient_norms_are_those_of_a_loop_restarted_from_each_state(train, name):
     model, batch = build(CONFIGS[name], torch.float32), draw()
     norms = gradient_norms(model, train, batch, 4)
-    states = [step.state.detach().requires_grad_() for step in model.loop(batch.token_ids, 4)]
+    states = [turn.state.detach().requires_grad_() for turn in model.loop(batch.token_ids, 4)]
     by_hand = [
         torch.autograd.grad(loss_from_state(model, train, batch, 4, t, h), h)[0].norm().item()
         for t, h in enumerate(states, start=1)
@@ -377,8 +387,8 @@ def test_loop_radii_are_those_of_each_map_at_its_state_and_the_monitor_logs_the_
     model, batch = build(config, torch.float32), draw(size=24)
     chain = batch.token_ids[-1:, : batch.n_digits[-1] + 2]
     by_hand = [
-        jacobian_radius(make_loop_map(model, chain, step.loop - 1)[0], step.previous, method="exact")
-        for step in model.loop(chain, 3)
+        jacobian_radius(make_loop_map(model, chain, turn.loop - 1)[0], turn.previous, method="exact")
+        for turn in model.loop(chain, 3)
     ]
     assert loop_radii(model, chain, [3, 1, 2]) == pytest.approx(by_hand)
     assert loop_radii(model, chain, [2]) == pytest.approx(by_hand[1:2])
@@ -428,23 +438,6 @@ def test_monitor_takes_a_batch_of_one():
     model = build(SMALL, torch.float32)
     one = Batch(*(column[:1] for column in draw()))
     assert len(monitor(model, LAST, one, 2)["residuals"]) == 2
-
-
-def test_map_that_blew_up_does_not_take_the_process_with_it():
-    """LAPACK may crash on NaN; a diverging run must end in an exception or in a number that says so."""
-    program = """
-import itertools, math, torch
-from mythos_lite.measure.spectral import jacobian_radius, largest_singular_value
-measures = jacobian_radius, largest_singular_value
-for measure, method, bad in itertools.product(measures, ("exact", "iterative"), (math.nan, math.inf)):
-    try:
-        value = measure(lambda h: h * bad, torch.ones(1, 3, 16), method=method)
-    except (ArithmeticError, ValueError):
-        value = math.nan
-    assert not math.isfinite(value), (measure, method, bad)
-"""
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
 
 
 # ---------------------------------------------------------------- along the chain
@@ -562,11 +555,16 @@ MODES = {
 }
 
 
+@pytest.fixture(scope="module")
+def measured_without_a_mode():
+    model = build(CONFIGS["mla, experts, full attention"], torch.float32)
+    return model, measures_of(model, tokens())
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_measures_say_the_same_in_every_mode(mode):
-    model = build(CONFIGS["mla, experts, full attention"], torch.float32)
-    wanted = measures_of(model, tokens())
+def test_measures_say_the_same_in_every_mode(mode, measured_without_a_mode):
+    model, wanted = measured_without_a_mode
     assert wanted["largest_singular_value, exact"][0] > 0.1
     ids = tokens()
     with mode():
@@ -577,12 +575,13 @@ def test_measures_say_the_same_in_every_mode(mode):
 
 def test_tensors_made_in_inference_mode_may_be_measured():
     model = build(SMALL, torch.float32)
-    wanted = measures_of(model, tokens())
+    wanted = loop_radii(model, tokens(), [1, 3])
     with torch.inference_mode():
-        ids = tokens()
+        ids, batch = tokens(), draw()
         state = list(model.loop(ids, 2))[-1].state
-    assert measures_of(model, ids)["radii"] == pytest.approx(wanted["radii"])
-    assert jacobian_radius(make_loop_map(model, ids)[0], state) == pytest.approx(wanted["radii"][1], rel=1e-3)
+    assert loop_radii(model, ids, [1, 3]) == pytest.approx(wanted)
+    assert jacobian_radius(make_loop_map(model, ids)[0], state) == pytest.approx(wanted[1], rel=1e-3)
+    assert gradient_norms(model, LAST, batch, 3) == gradient_norms(model, LAST, draw(), 3)
 
 
 def test_a_model_of_inference_tensors_is_refused():
@@ -600,7 +599,12 @@ def test_a_compiled_model_is_measured_as_the_module_that_it_was_made_of():
 
 @pytest.mark.parametrize("blocked", [torch.no_grad(), torch.inference_mode(), lambda f: lambda h: f(h).detach()])
 @pytest.mark.parametrize(
-    "measure", [jacobian, jacobian_radius, largest_singular_value, lambda f, h: gains_along_chain(f, h, 0)]
+    "measure",
+    [
+        jacobian,
+        *(partial(measure, method=m) for measure in (jacobian_radius, largest_singular_value) for m in METHODS),
+        partial(gains_along_chain, position=0),
+    ],
 )
 def test_a_map_that_leaves_no_trace_is_refused_and_not_called_stable(measure, blocked):
     loop_map, e = map_and_state(SMALL)
@@ -615,28 +619,65 @@ def test_a_frozen_model_has_no_gradient_norms():
     assert gradient_norms(model, LAST, draw(), 3) == [0.0, 0.0, 0.0]
 
 
-# ---------------------------------------------------------------- long chains
+# ---------------------------------------------------------------- maps that blew up, and long chains
 
 
-def test_long_chains_take_little_memory():
-    """In a process of its own, whose peak is its own: this took 5.9 GB when all rows were computed at once."""
-    program = """
-import resource, torch
-from mythos_lite import ChainTask, RecurrentDepthTransformer
-from mythos_lite.measure.spectral import gains_along_chain, loop_radii, make_loop_map
+PROGRAM = """
+import itertools, json, math, torch
+from pathlib import Path
+from mythos_lite import ModelConfig, RecurrentDepthTransformer
+from mythos_lite.measure.spectral import (
+    gains_along_chain, jacobian_radius, largest_singular_value, make_loop_map
+)
+def peak():  # in megabytes; what getrusage says begins with the peak of the process that started this one
+    words = PROC.read_text().split() if PROC.exists() else ["VmHWM:", 0]
+    return int(words[words.index("VmHWM:") + 1]) // 1024
+PROC = Path("/proc/self/status")
 torch.set_num_threads(1)
-model = RecurrentDepthTransformer.from_pretrained("mod7")
-ids = ChainTask().encode(torch.zeros(1, 78, dtype=torch.int64)).token_ids
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-radius, = loop_radii(model, ids, [1])
-loop_map, e = make_loop_map(model, ids)
-gains = gains_along_chain(loop_map, e, 70)
-assert 0 < radius < 2 and len(gains) == 9
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+start, peaks = peak(), {}
+ids = torch.zeros(1, 384, dtype=torch.int64)
+loop_map, e = make_loop_map(RecurrentDepthTransformer(ModelConfig()), ids)
+assert len(gains_along_chain(loop_map, e, 381)) == 2
+peaks["gains, 384 positions"] = peak() - start
+assert jacobian_radius(lambda h: 0.5 * h, torch.ones(1, 64, 128)) == 0.5
+peaks["exact radius, 64 positions, width 128"] = peak() - start
+loop_map, e = make_loop_map(RecurrentDepthTransformer(ModelConfig(d_model=256)), ids[:, :64])
+auto, iterative = (jacobian_radius(loop_map, e, method=m, n_iterations=2) for m in ("auto", "iterative"))
+assert auto == iterative
+peaks["radius, 64 positions, width 256"] = peak() - start
+blown_up = []
+for measure, method, bad in itertools.product(
+    (jacobian_radius, largest_singular_value), ("exact", "iterative"), (math.nan, math.inf)
+):
+    try:
+        blown_up.append(measure(lambda h: h * bad, torch.ones(1, 3, 16), method=method))
+    except (ArithmeticError, ValueError):
+        blown_up.append(math.nan)
+print(json.dumps({"megabytes": peaks, "blown up": blown_up}))
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def in_a_process_of_its_own():
+    """Whose peak of memory is its own, and which may crash."""
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 400_000  # kilobytes
+    return json.loads(run.stdout)
+
+
+def test_map_that_blew_up_does_not_take_the_process_with_it(in_a_process_of_its_own):
+    """LAPACK may crash on NaN; a diverging run must end in an exception or in a number that says so."""
+    values = in_a_process_of_its_own["blown up"]
+    assert len(values) == 8
+    assert not any(map(math.isfinite, values))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what the peak of a process was")
+def test_long_chains_take_little_memory(in_a_process_of_its_own):
+    """64 positions of width 256 took 1.2 GB when the radius was exact at any length and kept all rows of J."""
+    peaks = in_a_process_of_its_own["megabytes"]
+    assert len(peaks) == 3
+    assert all(0 < megabytes < 300 for megabytes in peaks.values()), peaks
 
 
 @pytest.mark.parametrize(
@@ -644,7 +685,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 )
 @pytest.mark.parametrize(
     "measure",
-    [jacobian, jacobian_radius, largest_singular_value, lambda loop_map, h: gains_along_chain(loop_map, h, 0)],
+    [jacobian, jacobian_radius, largest_singular_value, partial(gains_along_chain, position=0)],
 )
 def test_states_that_are_none_are_refused(measure, state):
     with pytest.raises(ValueError, match="the state must be floating-point numbers of shape"):

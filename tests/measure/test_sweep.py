@@ -21,6 +21,7 @@ from mythos_lite.measure import plots
 from mythos_lite.measure import sweep as evaluation
 from mythos_lite.measure.sweep import evaluation_chains, expert_shares, make_row, pool, sweep, wilson_interval
 from mythos_lite.task.chains import ChainTask, make_generator
+from mythos_lite.task.loss import answer_logits
 from mythos_lite.training.trainer import build_model
 
 TASK = ChainTask()
@@ -92,7 +93,10 @@ def test_evaluation_uses_held_out_chains_only(n_digits, n_chains):
 
 
 def test_short_lengths_are_evaluated_on_every_held_out_chain():
-    assert torch.equal(evaluation_chains(TASK, 3, 1000), TASK.enumerate(3, "held_out"))
+    every = TASK.enumerate(3, "held_out")
+    for n_chains in (1000, len(every)):
+        assert torch.equal(evaluation_chains(TASK, 3, n_chains), every)
+    assert len(evaluation_chains(TASK, 3, len(every) - 1)) == len(every) - 1
 
 
 def test_long_lengths_are_evaluated_on_as_many_chains_as_asked_for():
@@ -102,10 +106,18 @@ def test_long_lengths_are_evaluated_on_as_many_chains_as_asked_for():
     assert not torch.equal(one, other)
 
 
+def test_evaluation_chains_are_pinned():
+    """A change here makes every published number incomparable."""
+    assert evaluation_chains(TASK, 8, 2).tolist() == [[6, 4, 0, 1, 5, 4, 2, 5], [4, 5, 0, 6, 0, 6, 0, 3]]
+    first, second = evaluation_chains(TASK, 12, 2, 1).tolist()
+    assert first == [2, 4, 0, 6, 5, 2, 2, 6, 6, 0, 1, 3]
+    assert second == [0, 4, 5, 6, 1, 4, 1, 0, 0, 3, 4, 6]
+
+
 @pytest.mark.parametrize(
     ("task", "n_digits", "n_chains", "named"),
     [
-        (ChainTask(modulus=2, n_symbols=2), 2, 10, "n_digits=2 is held out"),
+        (ChainTask(modulus=2, n_symbols=2), 2, 10, "n_digits=2 lies on the 'held_out' side"),
         (TASK, 0, 10, "n_digits=0"),
         (TASK, 3, 0, "n_chains=0"),
     ],
@@ -119,12 +131,12 @@ def test_chains_that_do_not_exist_are_refused(task, n_digits, n_chains, named):
 
 
 @pytest.mark.parametrize("config", [TINY, EXPERTS, ACT], ids=["dense", "experts", "act"])
-def test_sweep_equals_a_separate_run_per_loop_count(config):
+def test_sweep_equals_a_separate_run_per_loop_count_on_the_chains_of_its_seed(config):
     model = build_model(config, seed=0)
-    rows = sweep(model, TASK, (2, 5), (5, 1, 3, 3), n_chains=80)
-    assert [(row["n_digits"], row["n_loops"]) for row in rows] == [(n, k) for n in (2, 5) for k in (1, 3, 5)]
+    rows = sweep(model, TASK, (2, 12), (5, 1, 3, 3), n_chains=300, seed=3)
+    assert [(row["n_digits"], row["n_loops"]) for row in rows] == [(n, k) for n in (2, 12) for k in (1, 3, 5)]
     for row in rows:
-        batch = TASK.encode(evaluation_chains(TASK, row["n_digits"], 80))
+        batch = TASK.encode(evaluation_chains(TASK, row["n_digits"], 300, 3))
         with torch.no_grad():
             logits = model(batch.token_ids, n_loops=row["n_loops"]).logits
         n_correct = (logits[:, -1].argmax(-1) == batch.answers).sum().item()
@@ -143,9 +155,9 @@ def count_calls(monkeypatch, name):
 
 
 def test_sweep_runs_each_loop_once_and_reads_out_only_where_asked(monkeypatch):
-    steps, readouts = (count_calls(monkeypatch, name) for name in ("loop_map", "read_out"))
+    turns, readouts = (count_calls(monkeypatch, name) for name in ("loop_map", "read_out"))
     sweep(build_model(TINY, 0), TASK, (3, 4), (1, 2, 4, 8), n_chains=20)
-    assert (len(steps), len(readouts)) == (2 * 8, 2 * 4)
+    assert (len(turns), len(readouts)) == (2 * 8, 2 * 4)
 
 
 def test_sweep_in_parts_equals_a_sweep_at_once(monkeypatch):
@@ -166,18 +178,37 @@ def test_sweep_is_deterministic_json_and_changes_nothing_but_the_mode():
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("loops", [(), (0, 1), (-2,), (1.5,)])
-def test_impossible_loop_counts_are_refused(loops):
-    with pytest.raises(ValueError, match="n_loops="):
-        sweep(build_model(TINY, 0), TASK, (2,), loops)
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([], r"=\[\] is not possible: {} must hold at least one whole number"),
+        ((0, 1), "=0 is not possible: {} must be a whole number, 1 or more"),
+        ((-2,), "=-2 is not possible: {} must be a whole number, 1 or more"),
+        ((1.5,), "=1.5 is not possible: {} must be a whole number, 1 or more"),
+        (None, "=None is not possible: {} must be whole numbers in a row"),
+        (3, "=3 is not possible: {} must be whole numbers in a row"),
+    ],
+)
+def test_impossible_loops_and_lengths_are_named(values, said):
+    model, experts = build_model(TINY, 0), build_model(EXPERTS, 0)
+    for name, call in {
+        "loops": lambda: sweep(model, TASK, (2,), values),
+        "lengths": lambda: sweep(model, TASK, values, (2,)),
+        "lengths, of experts": lambda: expert_shares(experts, TASK, values, 2),
+        "lengths, pooled": lambda: pool([make_row(2, 1, 1, 10)], values),
+    }.items():
+        field = name.partition(",")[0]
+        with pytest.raises(ValueError, match="^" + field + said.format(field)):
+            call()
 
 
-def test_expert_shares_are_those_of_the_router_and_sum_to_one_per_loop():
+def test_expert_shares_are_those_of_the_router_and_sum_to_one_per_loop(monkeypatch):
+    monkeypatch.setattr("mythos_lite.measure.sweep._TOKENS_AT_ONCE", {"cpu": 100})  # more than one batch
     model = build_model(EXPERTS, seed=0)
-    shares = expert_shares(model, TASK, (2, 3), 3, n_chains=30)
+    shares = expert_shares(model, TASK, (2, 12), 3, n_chains=30, seed=3)
     load = torch.zeros(3, 3)
-    for n_digits in (2, 3):
-        ids = TASK.encode(evaluation_chains(TASK, n_digits, 30)).token_ids
+    for n_digits in (2, 12):
+        ids = TASK.encode(evaluation_chains(TASK, n_digits, 30, 3)).token_ids
         with torch.no_grad():
             routing = model(ids, n_loops=3, trace=True).trace.routing
         for loop, layers in enumerate(routing):
@@ -310,8 +341,45 @@ def test_frontier_draws_one_map_per_model_each_with_its_own_line():
     assert [axes.get_title() for axes in (first, second)] == ["a", "b"]
     assert list(first.lines[0].get_xdata()) == [-0.5, -0.5, 1.5, 1.5, 2.5, 2.5]
     assert set(second.lines[0].get_xdata()) == {-0.5}
+    many = [make_row(2, k, k, 100) for k in range(1, 10)]
+    axes, _ = plots.frontier({"a": (many, {2: 1})}, title="t").axes
+    assert [(x, label.get_text()) for x, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)] == [
+        (3, "4"), (7, "8"),
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="at least one model"):
         plots.frontier({}, title="t")
+
+
+def test_length_generalisation_draws_the_mean_and_range_of_seeds():
+    lines = {"a": {8: [0.5, 0.9], 5: [1.0, 1.0]}, "b": {5: [0.4]}}
+    axes = plots.length_generalisation(lines, trained=5, chance=CHANCE, title="t").axes[0]
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert list(drawn["a"].get_xdata()) == [5, 8]
+    assert list(drawn["a"].get_ydata()) == [1.0, pytest.approx(0.7)]
+    band = axes.collections[0].get_paths()[0].vertices.tolist()
+    assert [8.0, 0.5] in band
+    assert [8.0, 0.9] in band
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "8"]
+    with pytest.raises(ValueError, match="lines must hold 1 to 7 names, not 0"):
+        plots.length_generalisation({}, trained=5, chance=CHANCE, title="t")
+
+
+def test_ladder_draws_a_point_for_each_seed_and_a_larger_one_for_the_mean():
+    rungs = {"x": {"q": [0.2, 0.4], "r": [1.0]}, "y": {"q": [0.6], "r": [0.8]}}
+    axes = plots.ladder(rungs, chance=CHANCE, title="t").axes[0]
+    points = [(list(line.get_xdata()), line.get_markersize()) for line in axes.lines[1:]]
+    assert points[:4] == [([0.2, 0.4], 3), ([pytest.approx(0.3)], 7), ([0.6], 3), ([0.6], 7)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x", "y"]
+    assert axes.yaxis_inverted()
+    with pytest.raises(ValueError, match="no rungs"):
+        plots.ladder({}, chance=CHANCE, title="t")
+
+
+def test_gain_and_accuracy_draws_every_run():
+    points = {"x": [(0.5, 1.0), (3.0, 0.2)], "y": [(1e-4, 0.9)]}
+    axes = plots.gain_and_accuracy(points, chance=CHANCE, asked="64 digits", title="t").axes[0]
+    drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert {name: drawn[name] for name in points} == points
 
 
 @pytest.mark.parametrize(("radii", "said"), [(RADII, "0.90, below 1"), ([0.5, 1.1, 0.5], "1.10, above 1")])
@@ -333,6 +401,14 @@ def test_stability_draws_first_middle_and_last_record():
     assert labels == ["step 10", "step 20", "step 30"]
 
 
+def test_stability_draws_the_first_and_the_last_loop_over_training():
+    _, residuals, _, radii = plots.stability(RECORDS, RADII).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for axes in (residuals, radii) for line in axes.lines}
+    assert drawn["first loop"] == [0.7] * 3
+    assert drawn["last loop"] == [0.1] * 3
+    assert drawn["ρ(J), whole loop, last"] == [0.7, 0.8, 1.3]
+
+
 def test_stability_draws_the_radius_of_each_loop_after_training():
     (line, *_) = plots.stability(RECORDS, RADII).axes[2].lines
     assert list(line.get_xdata()) == [1, 2, 3, 4]
@@ -343,7 +419,7 @@ def test_figures_are_the_same_bytes_every_time_and_need_no_latex(monkeypatch):
     """Whoever asks matplotlib for LaTeX in general need not have it."""
 
     def png():
-        return plots.to_png(plots.stability(RECORDS, RADII))
+        return plots.to_png(plots.stability(RECORDS, RADII), dpi=30)
 
     assert png() == png()
     monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
@@ -368,7 +444,7 @@ def test_sweep_refuses_what_it_cannot_do_before_it_starts(monkeypatch):
     monkeypatch.setattr(model, "loop_map", None)  # nothing may be computed
     with pytest.raises(ValueError, match="n_digits=9 is too long"):
         sweep(model, ChainTask(), [2, 9], [1])
-    with pytest.raises(ValueError, match="n_loops='a'"):
+    with pytest.raises(ValueError, match="loops='a'"):
         sweep(model, ChainTask(), [2], [1, "a"])
 
 
@@ -386,8 +462,8 @@ def test_lengths_and_loops_may_come_in_any_row():
     for as_row in (np.array, torch.tensor, iter, tuple, lambda row: (value for value in row)):
         assert sweep(model, TASK, as_row([2, 3]), as_row([1, 4]), n_chains=np.int64(20)) == expected
     assert pool(expected, np.array([2, 3])) == pool(expected, (2, 3))
-    for lengths, loops in (([], [1]), ([2], []), ("23", [1]), ([2], "14"), (2, [1]), ([2], 1), ([2.0], [1])):
-        with pytest.raises(ValueError, match=r"^n_(digits|loops)="):
+    for lengths, loops in (("23", [1]), ([2], "14"), ([2.0], [1])):
+        with pytest.raises(ValueError, match=r"^(lengths|loops)="):
             sweep(model, TASK, lengths, loops)
 
 
@@ -413,6 +489,38 @@ def test_sweep_of_damaged_weights_is_an_error():
         model.embedding.weight[8] = torch.nan
     with pytest.raises(NonFiniteError, match="not finite after loop 1"):
         sweep(model, ChainTask(), [2], [1])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_chains_whose_logits_are_not_finite_may_count_as_not_correct(bad, monkeypatch):
+    """Here those that the model would answer with 0; the others are counted as ever."""
+    model, loops = RecurrentDepthTransformer.from_pretrained("mod7"), [1, 2, 4]
+
+    def spoilt(*arguments):
+        logits = answer_logits(*arguments)
+        logits[logits.argmax(-1) == 0, 1] = bad
+        return logits
+
+    monkeypatch.setattr(evaluation, "answer_logits", spoilt)
+    with pytest.raises(NonFiniteError, match="not finite after loop 1"):
+        sweep(model, TASK, [3], loops)
+    batch = TASK.encode(evaluation_chains(TASK, 3, 1000))
+    with torch.no_grad():
+        said = [model(batch.token_ids, n_loops=n_loops).logits[:, -1].argmax(-1) for n_loops in loops]
+    right = [int(((answers == batch.answers) & (answers != 0)).sum()) for answers in said]
+    assert any(int((answers == batch.answers).sum()) > n for answers, n in zip(said, right, strict=True))
+    rows = sweep(model, TASK, [3], loops, count_non_finite=True)
+    assert [(row["n_correct"], row["n_chains"]) for row in rows] == [(n, len(batch.answers)) for n in right]
+
+
+def test_a_model_whose_weights_are_not_finite_may_count_as_never_correct():
+    model = build_model(TINY, 0)
+    with torch.no_grad():
+        model.embedding.weight.fill_(torch.nan)
+    rows = sweep(model, TASK, [2, 9], [1, 8], n_chains=20, count_non_finite=True)
+    assert [(row["n_digits"], row["n_loops"], row["n_correct"]) for row in rows] == [
+        (2, 1, 0), (2, 8, 0), (9, 1, 0), (9, 8, 0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,12 @@ def make_layer(config: ModelConfig, seed: int = 0) -> nn.Module:
     return layer.requires_grad_(False)
 
 
-def fresh_positions(config: ModelConfig, length: int) -> AttentionContext:
+def fresh_context(config: ModelConfig, length: int) -> AttentionContext:
     return attention_context(config, length, None, torch.device("cpu"))
 
 
 def run(layer: nn.Module, config: ModelConfig, x: Tensor) -> Tensor:
-    return layer(x, fresh_positions(config, x.shape[1]))
+    return layer(x, fresh_context(config, x.shape[1]))
 
 
 def seen(length: int, window: int | None) -> Tensor:
@@ -150,9 +150,9 @@ def test_grouped_query_attention_is_softmax_over_repeated_heads(n_kv_heads, wind
 def test_as_many_kv_heads_as_heads_is_torch_multihead_attention(window):
     config, length = gqa_config(4), 7
     layer, x = make_layer(config), torch.randn(3, length, 32)
-    positions = fresh_positions(config, length)
+    context = fresh_context(config, length)
     unturned = AttentionContext(
-        torch.ones_like(positions.cos), torch.zeros_like(positions.sin), seen(length, window), False
+        torch.ones_like(context.cos), torch.zeros_like(context.sin), seen(length, window), False
     )
     peer = nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
     with torch.no_grad():
@@ -191,19 +191,19 @@ def test_explicit_and_absorbed_latent_attention_are_equal(n_heads, window, n_que
     layer = make_layer(config)
     query_nope, query_rope = torch.randn(2, n_heads, n_queries, 6), torch.randn(2, n_heads, n_queries, 8)
     latent, rotary_key = torch.randn(2, 1, n_keys, 10), torch.randn(2, 1, n_keys, 8)
-    positions = AttentionContext(torch.empty(0), torch.empty(0), visible(n_queries, n_keys, window), False)
-    parts = (query_nope, query_rope, latent, rotary_key, positions)
+    context = AttentionContext(torch.empty(0), torch.empty(0), visible(n_queries, n_keys, window), False)
+    parts = (query_nope, query_rope, latent, rotary_key, context)
     assert max_difference(layer.attend_explicit(*parts), layer.attend_absorbed(*parts)) < 1e-5
 
 
 def test_latent_attention_has_the_same_gradients_in_both_forms():
     layer = make_layer(mla_config()).requires_grad_(True)
-    positions = AttentionContext(torch.empty(0), torch.empty(0), seen(5, None), False)
+    context = AttentionContext(torch.empty(0), torch.empty(0), seen(5, None), False)
     parts = [torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 8), torch.randn(2, 1, 5, 10), torch.randn(2, 1, 5, 8)]
     inputs = [part.requires_grad_() for part in parts] + [layer.key_up, layer.value_up]
     weights = torch.randn(2, 4, 5, 5)
     explicit, absorbed = (
-        torch.autograd.grad((attend(*parts, positions) * weights).sum(), inputs)
+        torch.autograd.grad((attend(*parts, context) * weights).sum(), inputs)
         for attend in (layer.attend_explicit, layer.attend_absorbed)
     )
     for a, b in zip(explicit, absorbed, strict=True):
@@ -217,7 +217,7 @@ def run_in_chunks(layer: nn.Module, config: ModelConfig, x: Tensor, sizes: list[
     cache, outputs = Cache(), []
     cache.begin(config, len(x), 1)
     for chunk in x.split(sizes, dim=1):
-        outputs.append(layer(chunk, attention_context(config, chunk.shape[1], cache, x.device), cache, SLOT))
+        outputs.append(layer(chunk, attention_context(config, chunk.shape[1], cache, x.device), SLOT))
         cache.advance(chunk.shape[1], 1)
     return torch.cat(outputs, dim=1)
 
@@ -363,8 +363,8 @@ def test_blocks_of_queries_equal_a_mask_of_all_pairs(name, window, length):
     assert (in_blocks.mask, in_blocks.causal, in_blocks.window) == (None, False, window)
     masked = in_blocks._replace(window=None, mask=visible(length, length, window))
     grids = []
-    for positions in (in_blocks, masked):
-        y = layer(x.requires_grad_(), positions)
+    for context in (in_blocks, masked):
+        y = layer(x.requires_grad_(), context)
         grids.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
     for got, wanted in zip(*grids, strict=True):
         assert max_difference(got, wanted) <= 1e-4 * max(1.0, wanted.abs().max().item())

@@ -149,8 +149,8 @@ def wrong_calls(model: RecurrentDepthTransformer, ids: Tensor) -> dict:
     return {
         "fewer loops": (ids[:, :1], 2, "n_loops=3 and cannot be used at n_loops=2"),
         "more loops": (ids[:, :1], 4, "n_loops=3 and cannot be used at n_loops=4"),
-        "fewer sequences": (ids[:1, :1], 3, "holds 2 sequences and cannot be used for 1"),
-        "more sequences": (ids.repeat(2, 1)[:, :1], 3, "holds 2 sequences and cannot be used for 4"),
+        "fewer sequences": (ids[:1, :1], 3, "batch_size=2 and cannot be used at batch_size=1"),
+        "more sequences": (ids.repeat(2, 1)[:, :1], 3, "batch_size=2 and cannot be used at batch_size=4"),
         "too many tokens": (tokens(2, room - 3), 3, f"{room + 1} tokens are more than max_seq_len={room}"),
         "no such token": (ids[:, :1] + 10, 3, "outside the vocabulary"),
         "no tokens": (ids[:, :0], 3, "T ≥ 1"),
@@ -411,7 +411,7 @@ def test_a_model_that_was_cast_in_between_is_refused(attention):
     model, ids = copy.deepcopy(make_model(attention, None)), tokens()
     cache = Cache()
     model(ids[:, :4], cache=cache)
-    with pytest.raises(ValueError, match=r"filled in torch.float32 on cpu and cannot be used in torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"filled at dtype=torch.float32 and cannot be used at dtype=torch.bfloat16"):
         copy.deepcopy(model).bfloat16()(ids[:, 4:], cache=cache)
     assert_close(model(ids[:, 4:], cache=cache).logits, model(ids).logits[:, 4:])
 

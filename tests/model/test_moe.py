@@ -1,9 +1,6 @@
 """The mixture of experts against a readable loop over experts and against DeepSeek-V3's layer."""
 
-import copy
 import math
-import pickle
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,9 +12,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from mythos_lite import ModelConfig, RecurrentDepthTransformer
-from mythos_lite.model.moe import SparseMoE, hold_experts
-from mythos_lite.task.chains import make_generator
-from mythos_lite.training.trainer import build_model
+from mythos_lite.model.moe import SparseMoE
 
 
 def make_moe(
@@ -45,14 +40,14 @@ def choose(moe: SparseMoE, x: Tensor) -> Tensor:
 
 
 def loop_over_experts(moe: SparseMoE, x: Tensor, chosen: Tensor) -> Tensor:
-    """Every expert answers every token; where it was not chosen its gate is zero."""
+    """Every expert answers every token; where it was not chosen its weight is zero."""
     scores = torch.sigmoid(x @ moe.router.weight.T)
-    gates = scores * torch.zeros_like(scores).scatter(-1, chosen, 1.0)
-    gates = gates / gates.sum(dim=-1, keepdim=True)
+    weights = scores * torch.zeros_like(scores).scatter(-1, chosen, 1.0)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
     y = torch.zeros_like(x)
     for expert in range(moe.gate.shape[0]):
         answer = (F.silu(x @ moe.gate[expert]) * (x @ moe.up[expert])) @ moe.down[expert]
-        y = y + gates[..., expert : expert + 1] * answer
+        y = y + weights[..., expert : expert + 1] * answer
     if moe.shared is not None:
         y = y + (F.silu(x @ moe.shared.gate.weight.T) * (x @ moe.shared.up.weight.T)) @ moe.shared.down.weight.T
     return y
@@ -76,7 +71,7 @@ def assert_equal_with_gradients(moe: SparseMoE, x: Tensor) -> None:
 @pytest.mark.parametrize("n_shared", [0, 2])
 @pytest.mark.parametrize(("n_experts", "k"), [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 3)])
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 7), (5, 1), (3, 6)])
-def test_experts_in_blocks_equal_a_loop_over_experts(n_experts, k, n_shared, batch, length):
+def test_experts_of_chosen_tokens_equal_experts_of_all_tokens(n_experts, k, n_shared, batch, length):
     moe = make_moe(n_experts=n_experts, k=k, n_shared=n_shared)
     assert_equal_with_gradients(moe, torch.randn(batch, length, 12))
 
@@ -173,7 +168,7 @@ def test_equals_deepseek_v3(n_experts, k, n_shared):
 # ---------------------------------------------------------------- the router's bias
 
 
-def test_the_bias_moves_the_choice_and_never_the_gates():
+def test_the_bias_moves_the_choice_and_never_the_weights():
     moe, x = make_moe(n_shared=0), torch.randn(4, 8, 12)
     moe.bias.zero_()
     _, before = moe(x)
@@ -306,92 +301,3 @@ def test_bfloat16_is_close_to_float32_on_the_same_weights(k):
     assert torch.isfinite(stats.entropy)
     expected = loop_over_experts(moe.float(), x.float(), stats.chosen)
     assert (y.float() - expected).norm() < 0.02 * expected.norm()
-
-
-@torch.no_grad()
-def test_held_experts_are_those_of_the_given_loop_from_then_on():
-    model = RecurrentDepthTransformer.from_pretrained("mod7-experts")
-    ids = torch.tensor([[7, 3, 5, 0, 6, 2, 4, 1, 1, 8]])
-    free = [step.routing[0].chosen for step in model.loop(ids, 12)]
-    with hold_experts(model.core, 4):
-        held = [step.routing[0].chosen for step in model.loop(ids, 12)]
-    assert all(torch.equal(a, b) for a, b in zip(free[:4], held[:4], strict=True))
-    assert all(torch.equal(a, held[3]) for a in held[4:])
-    assert not all(torch.equal(a, free[3]) for a in free[4:])  # else nothing would have been held
-    again = [step.routing[0].chosen for step in model.loop(ids, 12)]
-    assert all(torch.equal(a, b) for a, b in zip(free, again, strict=True))
-
-
-def experts_of(model, ids, n_loops=4):
-    return [step.routing[0].chosen for step in model.loop(ids, n_loops)]
-
-
-@pytest.fixture(scope="module")
-def restless():
-    """A model whose tokens change experts, and three batches of one shape."""
-    model = build_model(ModelConfig(n_experts=6, n_experts_per_token=2, d_expert=8, state_activation="none"), 3)
-    batches = torch.randint(0, 7, (3, 4, 9), generator=make_generator(5)).unbind()
-    assert all(not torch.equal(*experts_of(model, ids)[:2]) for ids in batches)
-    return model, batches
-
-
-def test_each_pass_is_held_at_its_own_experts(restless):
-    model, batches = restless
-    free = [experts_of(model, ids) for ids in batches]
-    with hold_experts(model.core, 1):
-        for ids, alone in zip(batches, free, strict=True):
-            held = experts_of(model, ids)
-            assert all(torch.equal(chosen, alone[0]) for chosen in held)
-        short = experts_of(model, batches[0][:1, :3])  # of another shape too
-        assert torch.equal(short[0], short[-1])
-
-
-def test_nested_holds_end_one_after_the_other(restless):
-    model, (ids, *_) = restless
-    free = experts_of(model, ids)
-    with hold_experts(model.core, 1):
-        with hold_experts(model.core, 2):
-            inner = experts_of(model, ids)
-        outer = experts_of(model, ids)
-    assert torch.equal(inner[1], free[1])
-    assert torch.equal(inner[3], free[1])
-    assert torch.equal(outer[3], free[0])
-    assert all(map(torch.equal, experts_of(model, ids), free))
-
-
-def test_a_copy_made_while_experts_are_held_is_free(restless):
-    model, (ids, *_) = restless
-    free = experts_of(model, ids)
-    with hold_experts(model.core, 1):
-        experts_of(model, ids)
-        doubles = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
-        assert all(map(torch.equal, experts_of(doubles[0], ids), free))
-    for double in doubles:
-        assert all(map(torch.equal, experts_of(double, ids), free))
-
-
-def test_threads_that_share_a_hold_do_not_share_experts(restless):
-    model, batches = restless
-    with hold_experts(model.core, 1), ThreadPoolExecutor(3) as pool:
-        for ids, held in zip(batches * 4, pool.map(lambda ids: experts_of(model, ids, 12), batches * 4), strict=True):
-            assert all(torch.equal(chosen, held[0]) for chosen in held), ids
-
-
-def test_passes_that_are_mixed_up_are_an_error_while_experts_are_held(restless):
-    model, (one, other, _) = restless
-    with hold_experts(model.core, 1), pytest.raises(ValueError, match="one batch after the other"):
-        for _ in zip(model.loop(one, 3), model.loop(other, 3), strict=True):
-            pass
-
-
-def test_held_experts_are_let_go_when_the_pass_fails():
-    moe = make_moe()
-    with pytest.raises(RuntimeError, match="mine"), hold_experts(moe, 1):
-        raise RuntimeError("mine")
-    assert moe.hold is None
-
-
-@pytest.mark.parametrize(("core", "loop", "said"), [(nn.Linear(2, 2), 1, "has none"), (make_moe(), 0, "from_loop")])
-def test_holding_experts_refuses(core, loop, said):
-    with pytest.raises(ValueError, match=said), hold_experts(core, loop):
-        pass

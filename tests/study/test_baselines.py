@@ -8,10 +8,10 @@ import torch
 
 from mythos_lite.config import TrainConfig
 from mythos_lite.measure.sweep import evaluation_chains
-from mythos_lite.study.baselines import KINDS, BaselineConfig, build_baseline, count_correct, train_baseline
+from mythos_lite.study.baselines import KINDS, BaselineConfig, answer_loss, build_baseline, count_correct
 from mythos_lite.study.plan import BASELINES, FINAL
 from mythos_lite.task.chains import ChainTask
-from mythos_lite.training.trainer import StepStream, build_model
+from mythos_lite.training.trainer import StepStream, build_model, train
 
 TASK = ChainTask()
 SMALL = {kind: BaselineConfig(kind=kind, d_model=16, d_ff=16 if kind == "transformer" else 0) for kind in KINDS}
@@ -47,7 +47,7 @@ def test_training_sees_the_batches_of_a_looped_model_and_learns(kind, monkeypatc
     asked, at = [], StepStream.at
     monkeypatch.setattr(StepStream, "at", lambda self, step: asked.append((self.config, step)) or at(self, step))
     model = build_baseline(SMALL[kind], 3)
-    history = train_baseline(model, TASK, config)
+    history = train(model, TASK, config, objective=answer_loss)
     assert asked == [(config, step) for step in range(150)]
     assert history[-1]["loss"] < 1.0 < math.log(7)
     chains = evaluation_chains(TASK, 2, 100)
@@ -57,16 +57,16 @@ def test_training_sees_the_batches_of_a_looped_model_and_learns(kind, monkeypatc
 def test_average_of_weights_is_what_training_returns():
     config = TrainConfig(steps=3, batch_size=8, ema_decay=0.0)
     last = build_baseline(SMALL["gru"], 0)
-    train_baseline(last, TASK, config)
+    train(last, TASK, config, objective=answer_loss)
     averaged = build_baseline(SMALL["gru"], 0)
-    train_baseline(averaged, TASK, dataclasses.replace(config, ema_decay=0.9))
+    train(averaged, TASK, dataclasses.replace(config, ema_decay=0.9), objective=answer_loss)
     assert not torch.equal(last.head.weight, averaged.head.weight)
 
 
-@pytest.mark.parametrize("name", [name for name, config in BASELINES.items() if config.n_layers < 10])
+@pytest.mark.parametrize("name", [name for name, (config, _) in BASELINES.items() if config.n_layers < 10])
 def test_baselines_have_the_parameters_of_the_final_model(name):
     wanted = build_model(FINAL, 0).n_parameters()
-    assert n_parameters(build_baseline(BASELINES[name], 0)) == pytest.approx(wanted, rel=0.01)
+    assert n_parameters(build_baseline(BASELINES[name][0], 0)) == pytest.approx(wanted, rel=0.01)
 
 
 def test_deep_baseline_has_the_matrix_products_of_eight_loops():
@@ -75,7 +75,7 @@ def test_deep_baseline_has_the_matrix_products_of_eight_loops():
     dense = core + 3 * FINAL.d_model * FINAL.d_ff
     experts = FINAL.n_experts_per_token + FINAL.n_shared_experts
     loop = core + FINAL.d_model * (3 * experts * FINAL.d_expert + FINAL.n_experts + FINAL.d_model)
-    deep = build_baseline(BASELINES["transformer, same FLOPs"], 0)
+    deep = build_baseline(BASELINES["transformer, same FLOPs"][0], 0)
     weights = sum(p.numel() for name, p in deep.blocks.named_parameters() if p.ndim == 2)
     assert weights == pytest.approx(2 * dense + 8 * loop, rel=0.01)
 

@@ -162,6 +162,7 @@ def test_held_out_side_is_pinned():
         [2, 6, 5, 1, 0, 3, 6, 6, 6, 2, 4, 4, 0, 1, 6, 0],
         [1, 6, 1, 0, 0, 5, 1, 5, 2, 0, 0, 2, 4, 5, 2, 6, 0, 1, 3, 5, 1, 6, 3, 6, 4, 6, 1, 6, 4, 3, 4, 5],
     ]
+    assert [len(TASK.enumerate(n, "held_out")) for n in range(1, 7)] == [1, 11, 65, 471, 3356, 23567]
     assert all(TASK.is_held_out(torch.tensor([chain])).item() for chain in held_out)
     assert not any(TASK.is_held_out(torch.tensor([chain])).item() for chain in train)
 

@@ -4,11 +4,11 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,18 +20,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 from mythos_lite.checks import NonFiniteError
 from mythos_lite.config import ModelConfig, TrainConfig
-from mythos_lite.files.checkpoint import CheckpointError, only_writer
+from mythos_lite.files import atomic, provenance
+from mythos_lite.files.atomic import only_writer
+from mythos_lite.files.checkpoint import CheckpointError
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.task.chains import ChainTask
+from mythos_lite.task.loss import chain_loss
 from mythos_lite.training import trainer as training
+from mythos_lite.training.state import METRICS_FILE, PART_FILE, STATE_FILE
 from mythos_lite.training.trainer import (
-    METRICS_FILE,
-    STATE_FILE,
     StepStream,
+    average_weights,
     build_model,
+    initial_weights,
     learning_rate,
     make_optimizer,
     train,
@@ -63,6 +68,33 @@ class Interruption(Exception):
 def run(config=SHORT, model_config=TINY, **arguments):
     model = build_model(model_config, config.seed)
     return model, train(model, TASK, config, progress=False, **arguments)
+
+
+class Plain(nn.Module):
+    """A model without a loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(10, 16), nn.Linear(16, 10)
+
+    def forward(self, token_ids):
+        return self.head(torch.tanh(self.embedding(token_ids).cumsum(1)))
+
+
+def answer_loss(model, config, batch, n_loops):
+    logits = model(batch.token_ids)[torch.arange(len(batch.answers)), batch.answer_positions]
+    return F.cross_entropy(logits, batch.answers), logits.detach(), []
+
+
+def build(kind, config=SHORT):
+    """A model with a loop or without one, and ``train`` for it."""
+    if kind == "looped":
+        return build_model(TINY, config.seed), train
+    with initial_weights(config.seed):
+        return Plain(), functools.partial(train, objective=answer_loss)
+
+
+looped_or_not = pytest.mark.parametrize("kind", ["looped", "plain"])
 
 
 def interrupt_at(step):
@@ -202,38 +234,28 @@ def test_run_can_be_interrupted_again_and_again(tmp_path):
 @either_run
 def test_finished_run_is_returned_without_another_step(model_config, config, tmp_path, monkeypatch):
     model, history = run(config, model_config, folder=tmp_path)
-    monkeypatch.setattr(training, "chain_loss", None)
+    monkeypatch.setattr(StepStream, "at", None)
     again, same_history = run(config, model_config, folder=tmp_path)
     assert differing(weights(again), weights(model)) == []
     assert same_history == history == lines(tmp_path)
     assert not again.training
 
 
-UNDISTURBED = """
-import json, sys, time
-import torch
-from mythos_lite.config import ModelConfig, TrainConfig
-from mythos_lite.task.chains import ChainTask
-from mythos_lite.training.trainer import build_model, train
-torch.set_num_threads(1)
-model_config, config = ModelConfig(**json.loads(sys.argv[1])), TrainConfig(**json.loads(sys.argv[2]))
-model = build_model(model_config, config.seed)
-train(model, ChainTask(), config, folder=sys.argv[3], progress=False, on_record=lambda record: time.sleep(0.05))
-"""
-
-
 @either_run
 def test_killed_run_goes_on_as_if_nothing_had_happened(model_config, config, tmp_path):
     config = dataclasses.replace(config, log_every=1, checkpoint_every=2)
-    arguments = [json.dumps(c.to_dict()) for c in (model_config, config)]
-    victim = subprocess.Popen([sys.executable, "-c", UNDISTURBED, *arguments, str(tmp_path)])
+    if not (victim := os.fork()):
+        try:
+            run(config, model_config, folder=tmp_path, on_record=lambda record: time.sleep(0.05))
+        finally:
+            os._exit(1)
     deadline = time.monotonic() + 60
-    while not (tmp_path / STATE_FILE).exists() or (tmp_path / f"{METRICS_FILE}.part").read_text().count("\n") < 3:
-        assert victim.poll() is None
+    while not (tmp_path / STATE_FILE).exists() or (tmp_path / PART_FILE).read_text().count("\n") < 3:
+        assert os.waitpid(victim, os.WNOHANG) == (0, 0)
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    victim.kill()
-    assert victim.wait() == -signal.SIGKILL
+    os.kill(victim, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]) == -signal.SIGKILL
     assert 0 < saved_step(tmp_path) < config.steps
 
     resumed, again = run(config, model_config, folder=tmp_path)
@@ -284,7 +306,7 @@ def drop_a_weight(tensors):
 
 @rewrite
 def drop_a_moment(tensors):
-    del tensors["optimizer.norm.weight.exp_avg"]
+    del tensors["optimizer.0.exp_avg"]
 
 
 @rewrite
@@ -304,7 +326,7 @@ def spoil_a_weight(tensors):
 
 @rewrite
 def spoil_a_moment(tensors):
-    tensors["optimizer.norm.weight.exp_avg_sq"][2] = torch.inf
+    tensors["optimizer.0.exp_avg_sq"][2] = torch.inf
 
 
 @rewrite
@@ -371,16 +393,47 @@ def test_state_of_another_run_is_refused_and_the_model_left_alone(model_config, 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_state_of_other_code_is_refused(tmp_path, monkeypatch):
-    run(folder=tmp_path)
-    monkeypatch.setattr(training, "source_hash", lambda: "0123456789abcdef")
-    with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*another version of the code"):
-        run(folder=tmp_path)
+@pytest.mark.parametrize(
+    ("edited", "refused"),
+    [
+        ("task/loss.py", True), ("model/moe.py", True), ("checks.py", True), ("training/trainer.py", True),
+        ("measure/spectral.py", True), ("measure/plots.py", False), ("lessons/session.py", False),
+    ],
+)  # fmt: skip
+def test_state_of_other_code_is_refused_if_training_depends_on_that(edited, refused, written, tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    shutil.copytree(provenance.PACKAGE, package, ignore=shutil.ignore_patterns("checkpoints", "__pycache__"))
+    shutil.copytree(written, tmp_path / "run")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    run(folder=tmp_path / "run")
+    with open(package / edited, "a") as file:
+        file.write("# a comment\n")
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*code") if refused else contextlib.nullcontext():
+        run(folder=tmp_path / "run")
+
+
+def test_state_of_another_objective_is_refused(written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+
+    def double(*arguments):
+        loss, *others = chain_loss(*arguments)
+        return 2 * loss, *others
+
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*another run"):
+        run(folder=tmp_path, objective=double)
+
+
+def test_state_of_a_run_that_trained_other_weights_is_refused(written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    model = build_model(TINY, seed=0)
+    model.embedding.requires_grad_(False)
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*another run"):
+        train(model, TASK, SHORT, folder=tmp_path, progress=False)
 
 
 def test_folder_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(training, "chain_loss", None)
+    monkeypatch.setattr(StepStream, "at", None)
     with pytest.raises(OSError, match="file"):
         run(folder=tmp_path / "file" / "run")
 
@@ -443,6 +496,15 @@ def test_blow_up_without_a_folder_says_that_nothing_was_saved():
         train(model, TASK, SHORT, on_record=poison(model, "norm.weight"), progress=False)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_measurement_that_is_not_finite_stops_the_run(value, monkeypatch):
+    monkeypatch.setattr(training, "monitor", lambda *_: {"decay_radius": 0.5, "residuals": [0.5, value]})
+    with pytest.raises(
+        NonFiniteError, match=r"loop map is not finite after step 3: .*residuals.*nothing had been saved"
+    ):
+        run()
+
+
 def test_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights():
     model = build_model(TINY, seed=0)
     initial = weights(model)
@@ -454,22 +516,14 @@ def test_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights
 
 def test_diverging_run_is_an_error_and_not_a_crash():
     """In a process of its own: the measurements of a record must survive weights that have blown up."""
-    program = """
-import torch
-from mythos_lite.config import ModelConfig, TrainConfig
-from mythos_lite.task.chains import ChainTask
-from mythos_lite.checks import NonFiniteError
-from mythos_lite.training.trainer import build_model, train
-torch.set_num_threads(1)
-model = build_model(ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, d_ff=16), seed=0)
-try:
-    train(model, ChainTask(), TrainConfig(steps=5, lr=1e10, warmup_steps=0, log_every=1), progress=False)
-except NonFiniteError as error:
-    print("NonFiniteError:", error)
-"""
-    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "NonFiniteError: " in outcome.stdout
+    if not (child := os.fork()):
+        try:
+            run(TrainConfig(steps=5, lr=1e10, warmup_steps=0, log_every=1))
+        except NonFiniteError:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # ---------------------------------------------------------------- optimiser
@@ -487,11 +541,13 @@ def test_learning_rate_warms_up_and_follows_half_a_cosine_down():
 
 
 @pytest.mark.parametrize(("warmup_steps", "first"), [(0, 1.0), (10, 0.1), (50, 0.02)])
-def test_first_step_moves_the_weights_by_its_learning_rate(warmup_steps, first):
+@looped_or_not
+def test_first_step_moves_the_weights_by_its_learning_rate(kind, warmup_steps, first):
     """AdamW's first update is lr · sign of the gradient."""
     config = dataclasses.replace(SHORT, steps=1, warmup_steps=warmup_steps, lr=1e-3, weight_decay=0.0)
-    initial = weights(build_model(TINY, seed=0))
-    trained, _ = run(config)
+    trained, training_of = build(kind)
+    initial = weights(trained)
+    training_of(trained, TASK, config, progress=False)
     moved = max((tensor - initial[name]).abs().max().item() for name, tensor in trained.state_dict().items())
     assert moved == pytest.approx(1e-3 * first, rel=1e-2)
 
@@ -502,11 +558,13 @@ def test_optimiser_takes_its_numbers_from_the_configuration():
     assert (defaults["lr"], defaults["betas"], defaults["eps"]) == (0.1, (0.2, 0.3), 0.4)
 
 
-def test_gradients_are_clipped_to_their_norm():
+@looped_or_not
+def test_gradients_are_clipped_to_their_norm(kind):
     """With a large eps, AdamW's first update is lr · gradient / eps."""
     config = dataclasses.replace(SHORT, steps=1, warmup_steps=0, lr=1.0, weight_decay=0.0, eps=1e3, clip_norm=0.5)
-    initial = weights(build_model(TINY, seed=0))
-    trained, (record,) = run(config)
+    trained, training_of = build(kind)
+    initial = weights(trained)
+    (record,) = training_of(trained, TASK, config, progress=False)
     assert record["grad_norm"] > 0.5
     update = torch.cat([(tensor - initial[name]).flatten() for name, tensor in trained.state_dict().items()])
     assert update.norm().item() * 1e3 == pytest.approx(0.5, rel=1e-2)
@@ -537,13 +595,24 @@ def test_norms_embeddings_biases_and_injection_do_not_decay(injection):
     assert set(by_decay[SHORT.weight_decay]) == set(model.parameters()) - spared
 
 
+def test_every_step_has_its_learning_rate():
+    """Without momentum AdamW's update is lr · sign of the gradient, at every step."""
+    config = dataclasses.replace(SHORT, log_every=1, weight_decay=0.0, beta1=0.0, beta2=0.0, lr=1e-3)
+    model = build_model(TINY, seed=0)
+    path = [weights(model)]
+    train(model, TASK, config, on_record=lambda _: path.append(weights(model)), progress=False)
+    moved = [max((b[name] - a[name]).abs().max().item() for name in a) for a, b in itertools.pairwise(path)]
+    assert moved == pytest.approx([learning_rate(config, step) for step in range(config.steps)], rel=1e-2)
+
+
+@looped_or_not
 @pytest.mark.parametrize("ema_decay", [0.99, 0.3])
-def test_run_ends_with_the_moving_average_of_its_weights(ema_decay):
+def test_run_ends_with_the_moving_average_of_its_weights(kind, ema_decay):
     """The first is limited by the run's short past at every step, the second only at the first few."""
     config = dataclasses.replace(SHORT, log_every=1, lr=1e-2, warmup_steps=0, ema_decay=ema_decay)
-    model = build_model(TINY, seed=0)
+    model, training_of = build(kind)
     path = [{name: p.detach().double().clone() for name, p in model.named_parameters()}]
-    train(
+    training_of(
         model, TASK, config, progress=False,
         on_record=lambda _: path.append({name: p.detach().double().clone() for name, p in model.named_parameters()}),
     )  # fmt: skip
@@ -554,6 +623,19 @@ def test_run_ends_with_the_moving_average_of_its_weights(ema_decay):
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.double(), average[name], atol=1e-6, rtol=1e-6)
         assert not torch.equal(p.double(), path[-1][name])
+
+
+@pytest.mark.parametrize("change", [lambda names: names.pop("norm.weight"), lambda names: names.update(other=0)])
+def test_an_average_of_other_weights_is_an_error(change, monkeypatch):
+    """It must not go unnoticed that a weight has none, or that one belongs to no weight."""
+
+    def misnamed(average, model, decay, step):
+        change(average)
+        average_weights(average, model, decay, step)
+
+    monkeypatch.setattr(training, "average_weights", misnamed)
+    with pytest.raises((KeyError, RuntimeError), match=r"norm\.weight|other"):
+        run(dataclasses.replace(AVERAGED, steps=1))
 
 
 def test_run_without_averaging_ends_with_its_last_weights():
@@ -571,6 +653,26 @@ def test_router_bias_moves_against_the_load():
     load = torch.tensor(record["expert_load"]).sum(dim=(0, 1))  # over loops and the one layer
     assert load.sum().item() == pytest.approx(3)
     torch.testing.assert_close(model.core[0].ffn.bias, 0.01 * torch.sign(load.mean() - load))
+
+
+def test_router_bias_moves_against_the_load_of_all_loops_together():
+    """The loads are such that any loop alone, and any two, would move the bias in another way."""
+    loads = [[6, 0, 0], [0, 7, 2], [0, 0, 6]]
+
+    def planted(*arguments):
+        loss, logits, turns = chain_loss(*arguments)
+        return (
+            loss,
+            logits,
+            [
+                turn._replace(routing=(turn.routing[0]._replace(load=torch.tensor(load)),))
+                for turn, load in zip(turns, loads, strict=True)
+            ],
+        )
+
+    config = dataclasses.replace(SHORT, steps=1, router_bias_rate=0.01, min_loops=3)
+    model, _ = run(config, EXPERTS, objective=planted)
+    torch.testing.assert_close(model.core[0].ffn.bias, torch.tensor([0.01, 0.0, -0.01]))
 
 
 def test_router_bias_stays_where_its_rate_is_zero():
@@ -605,7 +707,7 @@ def test_batch_of_a_step_depends_on_nothing_but_seed_and_step():
     expected = [one.at(step) for step in range(5)]
     for step in (3, 0, 4):
         batch, n_loops = other.at(step)
-        assert n_loops == expected[step].n_loops
+        assert n_loops == expected[step][1]
         assert all(torch.equal(a, b) for a, b in zip(batch, expected[step][0], strict=True))
     assert not torch.equal(expected[0][0].token_ids, expected[1][0].token_ids)
 
@@ -615,18 +717,20 @@ def test_loop_counts_cover_their_range():
     assert {stream.at(step)[1] for step in range(60)} == {2, 3, 4}
 
 
-def test_training_uses_no_held_out_chain(monkeypatch):
-    seen = []
-    chain_loss = training.chain_loss
+def test_training_uses_the_batches_and_loops_of_its_stream_and_no_held_out_chain():
+    seen, stream = [], StepStream(TASK, SHORT)
 
-    def spy(model, config, batch, *others):
-        seen.append(batch)
-        return chain_loss(model, config, batch, *others)
+    def spy(model, config, batch, n_loops):
+        seen.append((batch, n_loops))
+        return chain_loss(model, config, batch, n_loops)
 
-    monkeypatch.setattr(training, "chain_loss", spy)
-    run()
-    assert len(seen) == SHORT.steps
-    for batch in seen:
+    _, history = run(objective=spy)
+    assert len({n_loops for _, n_loops in seen}) > 1
+    assert [record["n_loops"] for record in history] == [seen[record["step"] - 1][1] for record in history]
+    for step, (batch, n_loops) in enumerate(seen):
+        expected, expected_loops = stream.at(step)
+        assert n_loops == expected_loops
+        assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
         for row, n in zip(batch.token_ids, batch.n_digits.tolist(), strict=True):
             assert not TASK.is_held_out(row[1 : n + 1].unsqueeze(0)).any()
 
@@ -717,10 +821,11 @@ MODES = {
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_a_run_is_the_same_in_every_mode(mode):
-    wanted, history = run(AVERAGED, EXPERTS)
-    model = build_model(EXPERTS, AVERAGED.seed)
+    config = dataclasses.replace(AVERAGED, steps=4)
+    wanted, history = run(config, EXPERTS)
+    model = build_model(EXPERTS, config.seed)
     with mode():
-        again = train(model, TASK, AVERAGED, progress=False)
+        again = train(model, TASK, config, progress=False)
     assert differing(weights(model), weights(wanted)) == []
     assert again == history
 
@@ -783,10 +888,39 @@ def test_a_model_that_is_frozen_as_a_whole_is_refused():
         train(build_model(TINY, 0).requires_grad_(False), TASK, SHORT, progress=False)
 
 
+# ---------------------------------------------------------------- models without a loop
+
+
+@pytest.mark.parametrize("config", [SHORT, dataclasses.replace(SHORT, ema_decay=0.9)], ids=["plain", "averaged"])
+def test_a_model_without_a_loop_is_trained_logged_and_resumed_like_any_other(config, tmp_path):
+    (whole, training_of), (cut, _), (resumed, _) = (build("plain") for _ in range(3))
+    history = training_of(whole, TASK, config, progress=False)
+    assert [record["step"] for record in history] == [3, 6, 9, 10]
+    assert all(record.keys() == {"step", "loss", "accuracy", "lr", "grad_norm"} for record in history)
+    assert not whole.training
+    with pytest.raises(Interruption):
+        training_of(cut, TASK, config, folder=tmp_path, progress=False, on_record=interrupt_at(6))
+    assert training_of(resumed, TASK, config, folder=tmp_path, progress=False) == history == lines(tmp_path)
+    assert differing(weights(resumed), weights(whole)) == []
+
+
+def test_a_model_without_a_loop_learns():
+    config = dataclasses.replace(SHORT, steps=150, batch_size=16, n_train_chains=16, lr=3e-2, log_every=150)
+    model, training_of = build("plain")
+    assert training_of(model, TASK, config, progress=False)[-1]["accuracy"] > 0.9
+
+
+def test_blow_up_of_a_model_without_a_loop_is_named_with_its_step():
+    model, training_of = build("plain")
+    with pytest.raises(NonFiniteError, match=r"loss is not finite at step 7; nothing had been saved"):
+        training_of(model, TASK, SHORT, progress=False, on_record=poison(model, "head.weight"))
+
+
 # ---------------------------------------------------------------- one run to a folder
 
 
-def test_two_runs_cannot_write_into_one_folder(tmp_path):
+def test_two_runs_cannot_write_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
     said = []
 
     def meanwhile(record):

@@ -1,0 +1,165 @@
+"""Summaries as Markdown tables: mean over seeds and, in brackets, the worst seed; of one seed, its value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mythos_lite.lessons.summary import (
+    accuracies,
+    accuracies_with_enough_loops,
+    ladder_entries,
+    worst_interval,
+)
+from mythos_lite.study.plan import FINAL_RUNG, TASKS
+from mythos_lite.study.report import markdown, mean_and_worst
+
+Entry = dict
+Column = tuple[str, Callable[[Entry], str]]
+HOLDS = 0.99
+"""A seed *holds* if it is right on this share of the chains of 64 elements, with as many loops."""
+
+
+def ladder_table(summary: dict) -> str:
+    """From the published setting to the final one."""
+    return _table("setting", ladder_entries(summary), _LADDER)
+
+
+def mends_table(summary: dict) -> str:
+    """The ladder in few columns."""
+    columns = [_at(*asked) for asked in (("2–5", 4), ("6–8", 4), ("6–8", 8), ("6–8", 32), ("64", 64))]
+    return _table("setting", ladder_entries(summary), [("seeds", _seeds), *columns])
+
+
+def removal_table(summary: dict) -> str:
+    """The final setting, whole and less one thing."""
+    return _table("final setting, but", {"**as it is**": summary["final"][FINAL_RUNG], **summary["removal"]}, _LADDER)
+
+
+def final_table(summary: dict) -> str:
+    """Every model's worst seed, with its 95 % interval over chains."""
+    columns = [("seeds", _seeds), ("parameters", _parameters), ("CPU minutes", _minutes)]
+    columns += [_worst(*asked) for asked in _FAR]
+    return _table("model", summary["final"], columns)
+
+
+def baseline_table(summary: dict) -> str:
+    """The final model beside what one would use instead."""
+    looped = {f"looped, {FINAL_RUNG}": summary["final"][FINAL_RUNG]}
+    columns = [("seeds", _seeds), ("parameters", _parameters), *(_enough(group) for group in _BY_LENGTH)]
+    return _table("model", {**looped, **summary["baselines"]}, columns)
+
+
+def task_table(summary: dict) -> str:
+    """The same code on other groups."""
+    columns = [("seeds", _seeds), ("parameters", _parameters), _at("3–5", 4), *(_at("6–8", t) for t in (4, 8, 32))]
+    columns += [_at("16", 16), _at("16", 32), _at("32", 32), _at("64", 64), _at("64", 128)]
+    named = {f"{name} (chance {1 / TASKS[name][0].n_answers:.2g})": entry for name, entry in summary["tasks"].items()}
+    return _table("task", named, columns)
+
+
+def rest_table(summary: dict) -> str:
+    """Does the state come to rest, and do errors fade along the chain? Beside accuracy, over the settings and tasks."""
+    settings = {f"final, {name}": entry for name, entry in summary["final"].items()} | summary["removal"]
+    overthinking = ("+ 2,000 steps", "+ window of 2")
+    settings |= {f"ladder, {name}": summary["ladder"][name] for name in overthinking}
+    settings |= {f"task, {name}": entry for name, entry in summary["tasks"].items()}
+    columns = [
+        ("ρ(J) at loop 32", _range_of("radii")),
+        ("residual at loop 64", _range_of("residuals")),
+        ("gain over 8 digits", _range_of("gains")),
+    ]
+    return _table("setting", settings, [("seeds", _seeds), *columns, _at("6–8", 8), _at("6–8", 32), _at("64", 64)])
+
+
+def spread_table(summary: dict) -> str:
+    """How far the seeds of a setting lie apart on 64 elements, and how many of them hold."""
+    settings = {
+        f"{study}: {rung}": e
+        for study, rungs in summary.items()
+        if study not in ("windows", "passing")
+        for rung, e in rungs.items()
+    }
+
+    def on_64(entry: Entry) -> list[float]:
+        return sorted(accuracies_with_enough_loops(entry, "64"))
+
+    held = ("seeds that hold", lambda e: f"{sum(a >= HOLDS for a in on_64(e))} of {len(e['seeds'])}")
+    return _table("setting", settings, [held, ("64, every seed", lambda e: ", ".join(f"{a:.3f}" for a in on_64(e)))])
+
+
+def cost_table(summary: dict) -> str:
+    """What the runs took, one thread each."""
+    took = {study: [s for entry in entries.values() for s in entry["seconds"]] for study, entries in summary.items()}
+    took["together"] = [s for seconds in took.values() for s in seconds]
+    columns = [("runs", lambda seconds: str(len(seconds))), ("hours of one process", lambda s: f"{sum(s) / 3600:.1f}")]
+    return _table("study", took, columns)
+
+
+TABLES = {
+    "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
+    "baselines": baseline_table, "tasks": task_table, "rest": rest_table, "spread": spread_table, "cost": cost_table,
+}  # fmt: skip
+
+
+def _seeds(entry: Entry) -> str:
+    failed = f", {len(entry['errors'])} blew up" if entry["errors"] else ""
+    return f"{len(entry['seeds'])}{failed}"
+
+
+def _parameters(entry: Entry) -> str:
+    return f"{entry['n_parameters']:,}"
+
+
+def _minutes(entry: Entry) -> str:
+    """The shortest and the longest training; the first records have no CPU time."""
+    return _range([seconds and seconds / 60 for seconds in entry["cpu_seconds"]], ".1f")
+
+
+def _at(group: str, n_loops: int) -> Column:
+    return f"{group} @ {n_loops}", lambda entry: mean_and_worst(accuracies(entry, group, n_loops))
+
+
+def _worst(group: str, n_loops: int) -> Column:
+    def cell(entry: Entry) -> str:
+        low, high = worst_interval(entry, group, n_loops)
+        return f"{min(accuracies(entry, group, n_loops)):.4f} ({low:.4f}–{high:.4f})"
+
+    return f"{group} @ {n_loops}", cell
+
+
+def _enough(group: str) -> Column:
+    return group, lambda entry: mean_and_worst(accuracies_with_enough_loops(entry, group))
+
+
+def _range_of(key: str) -> Callable[[Entry], str]:
+    return lambda entry: _range(entry[key], ".3g")
+
+
+def _range(values: Sequence[float | None], form: str) -> str:
+    """Lowest and highest of what was measured, and of how many seeds if not of all."""
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return "–"
+    ends = " to ".join(dict.fromkeys(f"{value:{form}}" for value in (min(measured), max(measured))))
+    return ends if len(measured) == len(values) else f"{ends} ({len(measured)} of {len(values)} seeds)"
+
+
+def _overthinking(entry: Entry) -> str:
+    """What the best loop count up to 8 gives, less what 32 give: mean and worst seed."""
+    best = [max(values) for values in zip(*(accuracies(entry, "6–8", t) for t in (1, 2, 4, 6, 8)), strict=True)]
+    lost = [a - b for a, b in zip(best, accuracies(entry, "6–8", 32), strict=True)]
+    mean = f"{sum(lost) / len(lost):+.3f}"
+    return f"{mean} ({max(lost):+.3f})" if len(lost) > 1 else mean
+
+
+def _table(first: str, entries: dict[str, Entry], columns: Sequence[Column]) -> str:
+    lines = [[name, *(cell(entry) for _, cell in columns)] for name, entry in entries.items()]
+    return markdown([first, *(name for name, _ in columns)], lines)
+
+
+_BY_LENGTH = ("2–5", "6–8", "16", "32", "64", "128")
+_FAR = (("6–8", 8), ("6–8", 64), ("16", 16), ("32", 32), ("64", 64), ("128", 128), ("8", 512), ("128", 512))
+_LADDER: tuple[Column, ...] = (
+    ("seeds", _seeds), _at("2–5", 4), *(_at("6–8", loops) for loops in (1, 2, 4, 6, 8)),
+    *(_at(str(n), n) for n in (16, 32, 64, 128)), ("lost at 32 loops", _overthinking),
+)  # fmt: skip
