@@ -17,7 +17,7 @@ from mythos_lite.files.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointEr
 from mythos_lite.study.report import figures, format_chart, format_table
 from mythos_lite.study.run import Run, execute
 from mythos_lite.training.state import METRICS_FILE, STATE_FILE
-from mythos_lite.training.trainer import default_device
+from mythos_lite.training.trainer import build_model, default_device
 
 SWEEP_FILE = "sweep.json"
 
@@ -40,7 +40,8 @@ def run_experiment(
         _refuse_other_run(folder, run)
         if (folder / CONFIG_FILE).exists() and not (folder / STATE_FILE).exists():
             say(f"{folder} holds this run, finished; it is trained again and replaced")
-        say(f"recipe {run.rung}, seed {run.seed}: {run.train.steps} steps on {device}")
+        size = build_model(run.model, run.seed).n_parameters()
+        say(f"recipe {run.rung}, seed {run.seed}: {size:,} parameters, {run.train.steps} steps on {device}")
         if run.rung.endswith("(quick)"):
             say("quick: a check that everything runs; its accuracy means nothing")
         record, model, history = execute(run, _command(run, device), folder=folder, device=device, progress=None)

@@ -68,8 +68,8 @@ def pad(batch, more):
 @either_loss
 def test_only_states_that_eq_sees_through_the_coda_carry_gradient(config, train):
     batch = draw()
-    loss, _, steps = chain_loss(build(config), train, batch, 4)
-    (gradient,) = torch.autograd.grad(loss, steps[-1].output)
+    loss, _, turns = chain_loss(build(config), train, batch, 4)
+    (gradient,) = torch.autograd.grad(loss, turns[-1].output)
     reached = gradient.abs().sum(-1) > 0  # (B, T)
     back = batch.answer_positions.unsqueeze(1) - torch.arange(reached.shape[1])  # steps back from EQ
     seen = reached.shape[1] if config.window is None else config.n_coda_layers * (config.window - 1)
@@ -161,10 +161,10 @@ def test_last_is_the_cross_entropy_of_a_plain_forward_pass(config):
     for n_loops in (1, 3):
         logits = model(batch.token_ids, n_loops=n_loops).logits
         at_eq = torch.stack([row[i] for row, i in zip(logits, batch.answer_positions.tolist(), strict=True)])
-        loss, answers, steps = chain_loss(model, LAST, batch, n_loops)
+        loss, answers, turns = chain_loss(model, LAST, batch, n_loops)
         torch.testing.assert_close(loss, F.cross_entropy(at_eq, batch.answers))
         torch.testing.assert_close(answers, at_eq)
-        assert [step.loop for step in steps] == list(range(1, n_loops + 1))
+        assert [turn.loop for turn in turns] == list(range(1, n_loops + 1))
 
 
 @everywhere
