@@ -111,8 +111,6 @@ def carry_out(run: Run, results: Path, folders: Path) -> None:
         command = ["study", run.study, "--rungs", run.rung, "--seeds", str(run.seed)]
         record, model, _ = execute(run, command, folder=folder)
         write_files({results / f"{run.name}.json": (json.dumps(record) + "\n").encode()})
-        for state in folder.rglob(STATE_FILE):
-            state.unlink()
         if isinstance(run.model, ModelConfig) and "error" not in record:
             try:
                 model.save_pretrained(folder, **run.to_dict())
@@ -120,6 +118,8 @@ def carry_out(run: Run, results: Path, folders: Path) -> None:
                 raise OSError(
                     f"only the record could be written, not the weights ({error}); to have both, remove it"
                 ) from error
+        for state in folder.rglob(STATE_FILE):
+            state.unlink()
 
 
 def _main() -> int:
