@@ -50,7 +50,7 @@ def summarise(records: Iterable[dict]) -> dict:
         entry["seeds"].append(record["seed"])
         took = record["provenance"]["seconds"]
         entry["seconds"].append(round(took["training"] + took["sweep"]))
-        entry["cpu_seconds"].append(took.get("training, CPU"))
+        entry["cpu_seconds"].append(None if record.get("resumed") else took.get("training, CPU"))
         entry["errors"] += [record["error"]] if "error" in record else []
         for name, n_loops in (("radii", 32), ("residuals", 64)):
             entry[name].append(dict(record.get(name, [])).get(n_loops))

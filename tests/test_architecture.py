@@ -1,6 +1,8 @@
 """The shape of the package: who imports whom, and what importing it does not do."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import mythos_lite
 
 PACKAGE = Path(mythos_lite.__file__).parent
+ROOT = Path(__file__).parents[1]
 ROOMS = {
     "": ["checks", "config"],
     "files": ["json_files", "atomic", "provenance", "checkpoint"],
@@ -71,7 +74,7 @@ def test_configuration_is_checked_without_torch(name):
     assert modules <= set(sys.stdlib_module_names) | {"collections.abc", "mythos_lite.checks"}
 
 
-TALKING = {"__main__", "study.workers", "lessons.session", "lessons.catalogue"}
+TALKING = {"__main__", "lessons.session", "lessons.catalogue"}
 
 
 def test_only_the_command_line_and_the_lessons_print():
@@ -135,3 +138,19 @@ def test_every_function_fits_on_a_screen():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 60
     ]
     assert not long
+
+
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("results/*.md"), *ROOT.glob("notebooks/*.ipynb"), *PACKAGE.rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_what_texts_say_of_the_package_is_there(path):
+    """Names such as mythos_lite.model.halting.ActState and paths such as mythos_lite/model/loop.py."""
+    text = path.read_text(encoding="utf-8")
+    for name in set(re.findall(r"(?<![\w/.])mythos_lite((?:\.\w+)+)", text)):
+        found = mythos_lite
+        for part in name.strip(".").split("."):
+            full = f"{getattr(found, '__name__', '')}.{part}"
+            found = getattr(found, part, None) or importlib.import_module(full)
+    for name in set(re.findall(r"(?<![\w/.])mythos_lite/[\w/]+(?:\.\w+)?", text)):
+        assert (ROOT / name).exists(), name

@@ -66,14 +66,15 @@ def write_files(contents: dict[Path, bytes]) -> None:
 
     Everything is on the disk under other names before the first file takes its place, so an error until then (a full
     disk, an interruption) leaves all as it was. The files take their places in order; whoever is stopped in between
-    has the first of them new and the second old. A killed process leaves its hidden ``.NAME.….tmp`` behind.
+    has the first of them new and the second old. Several files have one writer at a time, so that they stay of one
+    kind. A killed process leaves its hidden ``.NAME.….tmp`` behind.
 
     Raises:
         OSError: with the name of the file that cannot be written.
     """
     staged = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp") for path in contents}
     with contextlib.ExitStack() as locks:
-        for folder in sorted({path.parent for path in contents}):
+        for folder in sorted({path.parent for path in contents}) if len(contents) > 1 else ():
             locks.enter_context(only_writer(folder))
         try:
             for path, content in contents.items():

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from mythos_lite.checks import plain
@@ -90,17 +90,20 @@ def _fingerprint(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and numbers."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            name.encode() + tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """A safetensors file with a checksum; the same tensors and metadata give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(tensors, {**metadata, "sha256": _checksum(tensors)})
+    content = save(tensors, {**metadata, "sha256": checksum(tensors)})
     # The library writes the entries of the header in any order.
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
@@ -147,21 +150,21 @@ def _check_config(content: dict) -> None:
     _fingerprint(content)  # here, where values that are nested too deeply are told
 
 
-@torch.inference_mode(False)  # tensors made in that mode could not be trained
 def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; ``CheckpointError`` unless they are whole, finite and as written."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-    if flaw := find_flaw(tensors):
-        raise CheckpointError(f"{path}: {flaw}")
-    if metadata.get("sha256", checksum := _checksum(tensors)) != checksum:  # the first versions wrote none
-        raise CheckpointError(f"{path} is damaged: its tensors are not those that were written")
+    with torch.inference_mode(False), torch.device("cpu"):  # whatever the caller is in
+        try:
+            content = path.read_bytes()  # at once, since somebody may be replacing the file
+            tensors = {name: tensor.clone() for name, tensor in load(content).items()}
+            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+        if flaw := find_flaw(tensors):
+            raise CheckpointError(f"{path}: {flaw}")
+        if metadata.get("sha256", found := checksum(tensors)) != found:  # the first versions wrote none
+            raise CheckpointError(f"{path} is damaged: its tensors are not those that were written")
     return tensors, metadata
 
 

@@ -39,7 +39,7 @@ def show(figure: Figure, *, alt: str, takeaway: str) -> None:
 
 
 def show_table(table: str) -> None:
-    """Display a Markdown table, as the functions of ``mythos_lite.study.tables`` return it."""
+    """Display a Markdown table, such as ``mythos_lite.lessons.summary.load_table`` returns."""
     if not table.startswith("|"):
         raise ValueError("table must be a Markdown table, which begins with |")
     from IPython.display import Markdown, display

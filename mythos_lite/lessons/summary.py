@@ -81,7 +81,7 @@ def gains_and_accuracies(summary: dict) -> dict[str, list[tuple[float, float]]]:
 
 
 def rows(entry: dict, group: str) -> list[dict]:
-    """Rows of a group, one per loop count, as ``evaluation`` makes them.
+    """Rows of a group, one per loop count, as ``measure.sweep`` makes them.
 
     Of several seeds: their chains together, and as interval the lowest and the highest seed, which lie further apart
     than chains alone would make them.

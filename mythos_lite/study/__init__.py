@@ -1,5 +1,5 @@
 """The evidence: what is trained and measured, row by row, and what came out.
 
-``plan`` says what runs there are, ``runner`` trains and measures, ``summary`` pools the records, ``tables`` and
-``figures`` show them. A finished run is one file in ``results/study``.
+``plan`` says what runs there are, ``run`` trains and measures one, ``workers`` several at once; ``records`` are their
+files, of which ``report`` makes text and figures. ``experiment`` is the main job, a study of one run.
 """

@@ -53,6 +53,7 @@ class PlainTransformer(nn.Module):
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
+        self.config = config
         self.blocks_config = ModelConfig(
             vocab_size=config.vocab_size,
             d_model=config.d_model,
@@ -81,6 +82,7 @@ class RecurrentNetwork(nn.Module):
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
+        self.config = config
         cell = {"lstm": nn.LSTM, "gru": nn.GRU}[config.kind]
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.cells = cell(config.d_model, config.d_model, config.n_layers, batch_first=True)
@@ -101,7 +103,8 @@ def answer_loss(
     model: nn.Module, config: TrainConfig, batch: Batch, n_loops: int
 ) -> tuple[Tensor, Tensor, list[LoopStep]]:
     """Cross-entropy at EQ, and the logits there; an objective of ``train`` for a model that has no loop."""
-    logits = model(batch.token_ids)[torch.arange(len(batch.answers)), batch.answer_positions]
+    rows = torch.arange(len(batch.answers), device=batch.answers.device)
+    logits = model(batch.token_ids)[rows, batch.answer_positions]
     return F.cross_entropy(logits, batch.answers), logits.detach(), []
 
 
@@ -111,7 +114,7 @@ def count_correct(model: nn.Module, task: Task, chains: Tensor) -> int:
     model.eval()
     correct = 0
     for part in chains.split(500):
-        batch = task.encode(part)
+        batch = task.encode(part).to(next(model.parameters()).device)
         logits = model(batch.token_ids)[torch.arange(len(part)), batch.answer_positions]
         correct += int((logits.argmax(-1) == batch.answers).sum())
     return correct

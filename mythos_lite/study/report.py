@@ -80,7 +80,7 @@ def seed_tables(records: Sequence[dict], *, per_seed: bool) -> str:
             lines = [
                 [str(record["seed"]), name.removesuffix(" digits"),
                  *(f"{group[t]:.3f}" if t in group else "" for t in loops),
-                 f"{record['provenance']['seconds']['training']:.0f}"]
+                 "" if record.get("resumed") else f"{record['provenance']['seconds']['training']:.0f}"]
                 for record, groups in zip(same, found, strict=True) for name, group in groups.items()
             ]  # fmt: skip
             header = ["seed", "digits", *map(str, loops), "training, s"]

@@ -3,6 +3,7 @@
 A *record* is a plain dict: the run itself (``Run.to_dict``), ``n_parameters``, ``curve`` (points of step, loss,
 accuracy, gradient norm), ``counts`` (rows of ``[n_digits, n_loops, n_chains, n_correct]`` in the order of the sweeps),
 what the loop does when it is left running (``residuals``, ``radii``, ``gains``, ``expert_shares``), and ``provenance``.
+``resumed`` says that the training was interrupted: its seconds are then those of the last part alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mythos_lite.study.baselines import BaselineConfig, answer_loss, build_basel
 from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.task.loss import chain_loss
 from mythos_lite.training.recipes import Sweep
+from mythos_lite.training.state import STATE_FILE
 from mythos_lite.training.trainer import build_model, train
 
 TASKS = {kind.__name__: kind for kind in (ChainTask, PermutationTask)}
@@ -101,7 +103,7 @@ def execute(
     *,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> tuple[dict, nn.Module, list[dict]]:
     """Train and measure: the record, the model, and what the last training logged.
 
@@ -114,8 +116,10 @@ def execute(
     """
     source, clock = source_hash(), [(time.perf_counter(), time.process_time())]
     looped = isinstance(run.model, ModelConfig)
-    model = build_model(run.model, run.seed, device) if looped else build_baseline(run.model, run.seed)
+    model = build_model(run.model, run.seed, device) if looped else build_baseline(run.model, run.seed).to(device)
     record = {**run.to_dict(), "n_parameters": sum(p.numel() for p in model.parameters()), "curve": []}
+    if folder is not None and any(folder.rglob(STATE_FILE)):
+        record["resumed"] = True
     history: list[dict] = []
     try:
         for i, config in enumerate((*run.before, run.train)):
@@ -124,7 +128,8 @@ def execute(
             history = train(model, run.task, config, objective=objective, folder=own, progress=progress)
             record["curve"] += [[_rounded(point[key]) for key in _CURVE] for point in history]
     except NonFiniteError as error:
-        record |= {"error": str(error), "curve": [], "counts": [[*asked, 0] for asked in _asked(run)]}
+        said = str(error).partition(";")[0]  # what follows names a file
+        record |= {"error": said, "curve": [], "counts": [[*asked, 0] for asked in _asked(run)]}
     clock.append((time.perf_counter(), time.process_time()))
     if "error" not in record:
         record["counts"] = [row for asked in run.sweeps for row in _count(model, run, asked)]

@@ -4,6 +4,7 @@ A process is told its run in one line of JSON on its standard input, writes its 
 itself when that input closes: then whoever started it is gone.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -77,16 +78,17 @@ class _Worker:
     def __init__(self, run: Run, results: Path, folders: Path) -> None:
         self.run, self.results = run, results
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs; a pipe could fill up)
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        package = str(Path(__file__).parents[2])  # first, so that no other copy of it is taken
+        start = f"import sys; sys.path.insert(0, {package!r}); from mythos_lite.study.workers import _main; _main()"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mythos_lite.study.workers"],
-            stdin=subprocess.PIPE, stdout=self.said, stderr=self.said, env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, "-c", start],
+            stdin=subprocess.PIPE, stdout=self.said, stderr=self.said,
             start_new_session=True,  # Ctrl-C in a terminal is for the parent to answer
         )  # fmt: skip
         told = {"run": run.to_dict(), "results": os.fspath(results), "folders": os.fspath(folders)}
-        self.process.stdin.write(json.dumps(told).encode() + b"\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; ``record`` says how
+            self.process.stdin.write(json.dumps(told).encode() + b"\n")
+            self.process.stdin.flush()
 
     def record(self) -> dict:
         """What the process wrote; ``ChildProcessError`` if it ended without."""
@@ -104,25 +106,27 @@ class _Worker:
 
 
 def carry_out(run: Run, results: Path, folders: Path) -> None:
-    """Execute a run, or what is left of it, and write its record, then its weights."""
+    """Execute a run, or what is left of it, and write its weights and its record, unless another study just did."""
     folder = make_folder(folders / run.name)
     make_folder((results / run.name).parent)
     with only_writer(folder):
+        if find_record(run, results):
+            return
         command = ["study", run.study, "--rungs", run.rung, "--seeds", str(run.seed)]
         record, model, _ = execute(run, command, folder=folder)
-        write_files({results / f"{run.name}.json": (json.dumps(record) + "\n").encode()})
-        if isinstance(run.model, ModelConfig) and "error" not in record:
-            try:
+        try:
+            if isinstance(run.model, ModelConfig) and "error" not in record:
                 model.save_pretrained(folder, **run.to_dict())
-            except OSError as error:
-                raise OSError(
-                    f"only the record could be written, not the weights ({error}); to have both, remove it"
-                ) from error
+        except OSError as error:
+            what = "only the record could be written, not the weights"
+            raise OSError(f"{what} ({error}); to have both, remove it") from error
+        finally:
+            write_files({results / f"{run.name}.json": (json.dumps(record) + "\n").encode()})
         for state in folder.rglob(STATE_FILE):
             state.unlink()
 
 
-def _main() -> int:
+def _main() -> None:
     """In the process of one run."""
     told = json.loads(sys.stdin.readline())
 
@@ -135,10 +139,4 @@ def _main() -> int:
     try:
         carry_out(Run.from_dict(told["run"]), Path(told["results"]), Path(told["folders"]))
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())
+        sys.exit(str(error))

@@ -43,7 +43,7 @@ class RunState:
         moments = {f"optimizer.{i}.{key}": tensor for i, entries in moments.items() for key, tensor in entries.items()}
         tensors = {**self._weights(), **moments}
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise self.error(f"the weights are not finite after step {step}")
+            raise self.not_finite(f"the weights are not finite after step {step}")
         metadata = {"step": str(step), "history": json.dumps(history)}
         write_files({self.folder / STATE_FILE: pack(tensors, {**metadata, "run": self._seal(metadata)})})
         self.saved_at = step
@@ -91,7 +91,7 @@ class RunState:
         if self.folder is not None:
             os.replace(self.folder / PART_FILE, self.folder / METRICS_FILE)
 
-    def error(self, what: str) -> NonFiniteError:
+    def not_finite(self, what: str) -> NonFiniteError:
         """What to raise for numbers that are not finite; it also says what has been saved."""
         kept = f"the weights after step {self.saved_at} are kept in {self.folder and self.folder / STATE_FILE}"
         return NonFiniteError(f"{what}; {'nothing had been saved yet' if self.saved_at is None else kept}")

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.files.atomic import only_writer
+from mythos_lite.files.checkpoint import checksum
 from mythos_lite.files.provenance import source_hash
 from mythos_lite.measure.spectral import monitor
 from mythos_lite.model.loop import LoopStep, RecurrentDepthTransformer
@@ -158,12 +159,12 @@ def _run(
 
         loss, logits, turns = objective(model, config, batch, n_loops)
         if not torch.isfinite(loss):
-            raise state.error(f"the loss is not finite at step {step + 1}{_where(turns)}")
+            raise state.not_finite(f"the loss is not finite at step {step + 1}{_where(turns)}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         if not torch.isfinite(grad_norm):
-            raise state.error(f"the gradient is not finite at step {step + 1}, through {n_loops} loops")
+            raise state.not_finite(f"the gradient is not finite at step {step + 1}, through {n_loops} loops")
         optimizer.step()
         if turns:
             _balance(model, turns, config.router_bias_rate)
@@ -178,7 +179,7 @@ def _run(
                 **({**monitor(model, config, batch, config.max_loops), **_expert_load(turns)} if turns else {}),
             }  # fmt: skip
             if any(word in json.dumps(record) for word in ("NaN", "Infinity")):
-                raise state.error(f"the loop map is not finite after step {step + 1}: {record}")
+                raise state.not_finite(f"the loop map is not finite after step {step + 1}: {record}")
             history.append(record)
             state.log([record])
             bar.set_postfix({key: f"{record[key]:.3f}" for key in ("loss", "decay_radius") if key in record})
@@ -213,7 +214,8 @@ def _identity(model: nn.Module, task: Task, config: TrainConfig, objective: Obje
     """What must be the same in the run that saves a state and the one that loads it."""
     own = [f"{one.__module__.removeprefix('mythos_lite.').replace('.', '/')}.py" for one in (type(model), objective)]
     return {
-        "model": model.config.to_dict() if isinstance(model, RecurrentDepthTransformer) else repr(model),
+        "model": repr(getattr(model, "config", model)),
+        "weights": checksum(model.state_dict()),
         "trained": [name for name, p in model.named_parameters() if p.requires_grad],
         "train": config.to_dict(),
         "task": repr(task),

@@ -152,4 +152,4 @@ def test_training_of_several_parts_goes_on_where_it_was_interrupted(one, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         execute(one, COMMAND, folder=tmp_path)
     again, *_ = execute(one, COMMAND, folder=tmp_path)
-    assert {**again, "provenance": None} == {**expected, "provenance": None}
+    assert {**again, "provenance": None} == {**expected, "provenance": None, "resumed": True}

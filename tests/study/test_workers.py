@@ -37,6 +37,22 @@ def test_numbers_are_kept_where_weights_cannot_be_written(tmp_path):
     assert find_record(LOOPED, tmp_path)["n_parameters"] > 0
 
 
+def test_run_that_another_study_has_just_finished_is_not_done_again(tmp_path, record, monkeypatch):
+    path = put(record, tmp_path)
+    monkeypatch.setattr(workers, "execute", None)
+    carry_out(LOOPED, tmp_path, tmp_path / "weights")
+    assert read_record(path) == record
+
+
+def test_process_runs_the_package_of_its_parent(tmp_path, monkeypatch):
+    """Not the one that happens to lie in the folder where the study was started."""
+    (tmp_path / "mythos_lite").mkdir()
+    (tmp_path / "mythos_lite" / "__init__.py").write_text("raise SystemExit('another package')")
+    monkeypatch.chdir(tmp_path)
+    (record,) = run_study([GRU], tmp_path / "results")
+    assert record["n_parameters"] > 0
+
+
 def test_finished_runs_are_not_run_again_and_others_are_refused(tmp_path, record, monkeypatch):
     put(record, tmp_path)
     monkeypatch.setattr(workers, "_Worker", None)  # nothing is left to run

@@ -364,7 +364,7 @@ def test_spoiled_state_is_refused_and_the_model_left_alone(spoil, written, tmp_p
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     spoil(tmp_path / STATE_FILE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    model = build_model(TINY, seed=7)
+    model = build_model(TINY, seed=0)
     untouched = weights(model)
     with pytest.raises(CheckpointError, match=STATE_FILE):
         train(model, TASK, SHORT, folder=tmp_path, progress=False)
@@ -385,7 +385,7 @@ def test_spoiled_state_is_refused_and_the_model_left_alone(spoil, written, tmp_p
 def test_state_of_another_run_is_refused_and_the_model_left_alone(model_config, task, config, written, tmp_path):
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    model = build_model(model_config, seed=7)
+    model = build_model(model_config, seed=0)
     untouched = weights(model)
     with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*another run"):
         train(model, task, config, folder=tmp_path, progress=False)
@@ -429,6 +429,12 @@ def test_state_of_a_run_that_trained_other_weights_is_refused(written, tmp_path)
     model.embedding.requires_grad_(False)
     with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*another run"):
         train(model, TASK, SHORT, folder=tmp_path, progress=False)
+
+
+def test_state_of_a_run_from_other_first_weights_is_refused(written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE}.*another run"):
+        train(build_model(TINY, seed=1), TASK, SHORT, folder=tmp_path, progress=False)
 
 
 def test_folder_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path, monkeypatch):
