@@ -44,15 +44,6 @@ def test_run_that_another_study_has_just_finished_is_not_done_again(tmp_path, re
     assert read_record(path) == record
 
 
-def test_process_runs_the_package_of_its_parent(tmp_path, monkeypatch):
-    """Not the one that happens to lie in the folder where the study was started."""
-    (tmp_path / "mythos_lite").mkdir()
-    (tmp_path / "mythos_lite" / "__init__.py").write_text("raise SystemExit('another package')")
-    monkeypatch.chdir(tmp_path)
-    (record,) = run_study([GRU], tmp_path / "results")
-    assert record["n_parameters"] > 0
-
-
 def test_finished_runs_are_not_run_again_and_others_are_refused(tmp_path, record, monkeypatch):
     put(record, tmp_path)
     monkeypatch.setattr(workers, "_Worker", None)  # nothing is left to run
@@ -79,6 +70,10 @@ def test_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monk
 
 
 def test_missing_runs_are_run_in_processes_of_one_thread_and_the_environment_stays(tmp_path, monkeypatch):
+    """They run the package of their parent, not one that happens to lie in the folder where the study was started."""
+    (tmp_path / "mythos_lite").mkdir()
+    (tmp_path / "mythos_lite" / "__init__.py").write_text("raise SystemExit('another package')")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
     (record,) = run_study([GRU], tmp_path, None, jobs=1)
