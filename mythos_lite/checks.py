@@ -1,4 +1,6 @@
-"""Checks of single values: every rejection is a ``ValueError`` that names the field, its value and what is accepted."""
+"""Checks of single values, which reject with a ``ValueError`` that names the field, its value and what is accepted, and
+the error for numbers that stopped being finite.
+"""
 
 import math
 import sys

@@ -34,7 +34,7 @@ from mythos_lite.training.recipes import Sweep
 from mythos_lite.training.state import STATE_FILE
 from mythos_lite.training.trainer import build_model, train
 
-TASKS = {kind.__name__: kind for kind in (ChainTask, PermutationTask)}
+TASK_KINDS = {kind.__name__: kind for kind in (ChainTask, PermutationTask)}
 _REST_LOOPS = (4, 8, 16, 32, 64)
 _RADII_LOOPS = (*range(1, 9), 16, 32, 64)
 _GAIN_DISTANCES = (1, 2, 4, 8)
@@ -82,13 +82,13 @@ class Run:
             KeyError, TypeError: for values that are missing, or laid out in another way.
         """
         kind = values["task"]["kind"]
-        check_choice("task", kind, tuple(TASKS))
+        check_choice("task", kind, tuple(TASK_KINDS))
         model = BaselineConfig if "kind" in values["model"] else ModelConfig
         return cls(
             study=values["study"],
             rung=values["rung"],
             seed=check_int("seed", values["seed"], 0, 2**32 - 1),
-            task=TASKS[kind](**{name: value for name, value in values["task"].items() if name != "kind"}),
+            task=TASK_KINDS[kind](**{name: value for name, value in values["task"].items() if name != "kind"}),
             model=model.from_dict(values["model"]),
             train=TrainConfig.from_dict(values["train"]),
             sweeps=tuple(Sweep(**asked) for asked in values["sweeps"]),
