@@ -5,8 +5,9 @@
     python notebooks/build.py --run 01 04           # also execute these lessons ("all" for all of them)
     python notebooks/build.py --standalone DIR      # only this: every lesson with the package in it, into DIR
 
-Everything comes from ``lessons.json``. The first markdown cell, the first code cell and the last cell of a
-notebook are written by this script; the rest is the author's. Without ``--repository`` the GitHub repository is
+Everything comes from ``lessons.json``. The first markdown cell, the first code cell, the last cell and the solutions
+(cells named ``solution-1-2``, from the package's exercises) of a notebook are written by this script; the rest is the
+author's. It also folds every code cell that begins with ``# @title``. Without ``--repository`` the GitHub repository is
 that of the git remote "origin", or, where there is none, the one in ``lessons.json``. Where that names none
 either, no lesson installs anything: a name that nobody has taken can be taken by anybody.
 """
@@ -14,8 +15,10 @@ either, no lesson installs anything: a name that nobody has taken can be taken b
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import hashlib
+import inspect
 import io
 import json
 import lzma
@@ -52,7 +55,7 @@ KERNEL = {
 
 
 SETUP = '''\
-# Setup: finds the package of these lessons ({ways}) and leaves torch as it is.
+# @title Setup: finds the package of these lessons ({ways}) and leaves torch as it is.
 import importlib.util
 import os
 {subprocess}import sys
@@ -76,9 +79,9 @@ if "mythos_lite.lessons.session" not in sys.modules:  # the first time: nothing 
     if spec is None or spec.origin != os.path.join(folder, "mythos_lite", "__init__.py"):
         sys.path.insert(0, folder)
 
-from mythos_lite.lessons import check, facts, predict, show, slider, solution, start
+from mythos_lite.lessons import built, check, compare, explore, facts, predict, show, show_table, start
 
-device = start({number})'''
+device = start({number})  # or start({number}, theme="dark"), for figures on a dark page'''
 INSTALL = '''
 def install():
     """Have pip install the package alone; return where Python looks for packages."""
@@ -118,6 +121,10 @@ def unpack():
     return folder'''
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 """What hides a cell's code in Colab and in JupyterLab. VS Code keeps no such mark; the package is one line there."""
+TITLE = "# @title "
+"""What the code of a folded cell begins with; Colab shows the rest of the line in place of the code."""
+TAGS = {"nbval-ignore-output"}
+"""Tags that a cell may have: its output differs from run to run, and is not compared."""
 SMALLEST = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "lp": 2, "pb": 2}
 """For weights of four bytes, of which the last holds the exponent and is much the same from weight to weight."""
 
@@ -185,10 +192,11 @@ def header(manifest: dict, index: int, carried: bool) -> str:
     minutes = lesson["minutes"]
     return (
         f"# {index + 1}. {lesson['title']}\n\n"
-        f"{in_colab(manifest, lesson, carried)}"
         f"**What you will learn**\n\n{learn}\n\n"
         f"**Prerequisites:** {lesson['prerequisites']}\n\n"
-        f"**Time:** its cells run in about {minutes} minute{'s' if minutes > 1 else ''} on a CPU.\n\n"
+        f"**Time:** about {lesson['reading']} minutes to read and to build, and half an hour more for the hardest "
+        f"exercise; its cells run in about {minutes} minute{'s' if minutes > 1 else ''} on a CPU.\n\n"
+        f"{in_colab(manifest, lesson, carried)}"
         f"{navigation(manifest, index)}"
     )
 
@@ -235,34 +243,97 @@ def shared_cells(manifest: dict, index: int, carried: bool = False) -> dict[str,
     }
 
 
+def solution_cells(index: int) -> dict[str, str]:
+    """Source of the cells that hold a lesson's solutions, by cell id."""
+    return {
+        f"solution-{number.replace('.', '-')}": "<details><summary><b>Solution</b></summary>\n\n"
+        f"```python\n{inspect.getsource(exercise.solution).rstrip()}\n```\n\n</details>"
+        for number, exercise in exercises_of(index).items()
+    }
+
+
+def exercises_of(index: int) -> dict:
+    """The exercises of a lesson, by number."""
+    from mythos_lite.lessons.catalogue import EXERCISES  # here: a standalone file is written without the package
+
+    return {number: exercise for number, exercise in EXERCISES.items() if number.startswith(f"{index + 1}.")}
+
+
+def lines_of(solution: object) -> int:
+    """Lines of a function or class without its docstrings, comments and blank lines."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(solution)))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return len(ast.unparse(tree).splitlines())
+
+
+def reads(source: str, name: str) -> bool:
+    """Whether a cell's code reads this name."""
+    nodes = ast.walk(ast.parse(source))
+    return any(isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load) for n in nodes)
+
+
+def used_again(notebook: nbformat.NotebookNode, number: str, name: str) -> list[str]:
+    """Headings under which cells after an exercise's own read what was built in it, in order."""
+    found, heading, after = [], "", False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = (re.findall(r"^##+ (.+)$", cell.source, re.M) or [heading])[-1]
+        elif after and reads(cell.source, name):
+            found.append(heading.replace("Exercise ", ""))
+        after = after or (cell.cell_type == "code" and f'check("{number}"' in cell.source)
+    return list(dict.fromkeys(found))
+
+
+def exercise_table(manifest: dict) -> str:
+    """``exercises.md``: what is built in which exercise, how long it takes, and where it is used again."""
+    lines = [
+        "# What you build", "",
+        "Minutes are an estimate; lines are those of the solution. Written by `notebooks/build.py`.",
+    ]  # fmt: skip
+    for index, lesson in enumerate(manifest["lessons"]):
+        notebook = nbformat.read(notebook_path(lesson), as_version=4)
+        lines += ["", f"## {index + 1}. [{lesson['title']}]({lesson['file']}.ipynb)", ""]
+        lines += ["| | builds | | minutes | lines | used again in |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {number} | `{exercise.name}` | {exercise.title} | {exercise.minutes} | {lines_of(exercise.solution)} | "
+            f"{'; '.join(used_again(notebook, number, exercise.name))} |"
+            for number, exercise in exercises_of(index).items()
+        ]
+    return "\n".join([*lines, ""])
+
+
 def colab_links(manifest: dict) -> str:
     table, how = lesson_table(manifest), [UPLOAD, ""]
     if manifest["repository"]:
         links = [f"[open in Colab]({colab_url(manifest, lesson)})" for lesson in manifest["lessons"]]
         rows = zip(table.splitlines(), ["", "---", *links], strict=True)
         table, how = "".join(f"{row} {link} |\n" for row, link in rows), []
-    said = "Written by `notebooks/build.py` from `notebooks/lessons.json`; minutes are of a CPU."
+    said = "Written by `notebooks/build.py` from `notebooks/lessons.json`; the cells' minutes are of a CPU."
     return "\n".join(["# The lessons in Colab", "", said, "", *how, table])
 
 
 def lesson_table(manifest: dict) -> str:
     """The lessons as README lists them."""
     rows = [
-        f"| {index} | [{one['title']}](notebooks/{one['file']}.ipynb) | {one['summary']} | {one['minutes']} |"
+        f"| {index} | [{one['title']}](notebooks/{one['file']}.ipynb) | {one['summary']} | {one['reading']} | "
+        f"{one['minutes']} |"
         for index, one in enumerate(manifest["lessons"], start=1)
     ]
-    return "\n".join(["| | lesson | | minutes |", "| --- | --- | --- | --- |", *rows, ""])
+    return "\n".join(["| | lesson | | your minutes | its cells' |", "| --- | --- | --- | --- | --- |", *rows, ""])
 
 
 def write_shared(manifest: dict) -> None:
-    """Put the shared cells into the notebooks, the table into README, and write ``colab_links.md``."""
+    """Put the shared cells into the notebooks, the table into README; write ``colab_links.md`` and ``exercises.md``."""
     for index, lesson in enumerate(manifest["lessons"]):
         path = notebook_path(lesson)
         notebook = nbformat.read(path, as_version=4)
+        shared = shared_cells(manifest, index) | solution_cells(index)
         for cell in notebook.cells:
-            if (source := shared_cells(manifest, index).get(cell.id)) is not None:
-                cell.source = source
+            cell.source = shared.get(cell.id, cell.source)
         write(path, notebook)
+    (FOLDER / "exercises.md").write_text(exercise_table(manifest), encoding="utf-8")
     (ROOT / "colab_links.md").write_text(colab_links(manifest), encoding="utf-8")
     readme = ROOT / "README.md"
     before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- lessons: begin -->\n")
@@ -270,12 +341,27 @@ def write_shared(manifest: dict) -> None:
     readme.write_text(before + begin + lesson_table(manifest) + end + after, encoding="utf-8")
 
 
+def metadata_of(cell: nbformat.NotebookNode) -> dict:
+    """What a cell's metadata is to be: folded if it has a title, and its tags."""
+    tags = sorted(TAGS & set(cell.metadata.get("tags", [])))
+    folded = cell.cell_type == "code" and cell.source.startswith(TITLE)
+    return (FOLDED if folded else {}) | ({"tags": tags} if tags else {})
+
+
 def normalise(notebook: nbformat.NotebookNode) -> None:
     """Leave the metadata that all lessons share and nothing that changes from run to run."""
     notebook.metadata = nbformat.from_dict(KERNEL)
     notebook.nbformat_minor = 5
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({})
+        cell.metadata = nbformat.from_dict(metadata_of(cell))
+
+
+def name_controls(notebook: nbformat.NotebookNode) -> None:
+    """Say in words what stands where controls do not work, in place of their Python object."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                output.data["text/plain"] = "Run this cell for the controls."
 
 
 def write(path: Path, notebook: nbformat.NotebookNode) -> None:
@@ -342,10 +428,16 @@ def write_standalone(manifest: dict, folder: Path) -> None:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
+def facts_of(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """What ``facts(name=value)`` left in the outputs."""
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    hidden = "\n".join(data["text/html"] for data in outputs if data.get("text/html", "").startswith("<!--"))
+    return dict(re.findall(r"^(\w+) = (.+)$", hidden, re.M))
+
+
 def put_facts_into_prose(notebook: nbformat.NotebookNode) -> None:
-    """Write what ``facts(name=value)`` printed before each ``<!-- name -->``."""
-    printed = "\n".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
-    facts = dict(re.findall(r"^(\w+) = (.+)$", printed, re.M))
+    """Write what ``facts(name=value)`` left before each ``<!-- name -->``."""
+    facts = facts_of(notebook)
 
     def bind(found: re.Match) -> str:
         number = found[1].strip(AROUND)
@@ -365,6 +457,7 @@ def run(path: Path) -> float:
     )
     client.execute(env={**os.environ, "CI": "1"})
     put_facts_into_prose(notebook)
+    name_controls(notebook)
     write(path, notebook)
     return time.perf_counter() - started
 

@@ -22,8 +22,8 @@ ROOMS = {
     "training": ["recipes", "state", "trainer"],
     "study": ["baselines", "run", "plan", "records", "workers", "report", "experiment"],
     "lessons": [
-        "session", "display", "exercise", "holding", "summary", "study_figures", *(f"lesson0{n}" for n in range(1, 7)),
-        "catalogue", "grading",
+        "display", "drawing", "exercise", "session", "holding", "summary", "study_figures",
+        *(f"diagrams0{n}" for n in range(1, 7)), *(f"lesson0{n}" for n in range(1, 7)), "catalogue", "grading",
     ],
 }  # fmt: skip
 """Rooms from the bottom up, their modules too."""

@@ -1,7 +1,7 @@
-"""What the notebooks share: set-up, predictions, figures, sliders, and exercises that check themselves."""
+"""What the notebooks share: set-up, predictions, figures, controls, and exercises that check themselves."""
 
-from mythos_lite.lessons.catalogue import check, solution
-from mythos_lite.lessons.display import show, show_table, slider
-from mythos_lite.lessons.session import facts, predict, start
+from mythos_lite.lessons.catalogue import built, check
+from mythos_lite.lessons.display import explore, show, show_table
+from mythos_lite.lessons.session import compare, facts, predict, start
 
-__all__ = ["check", "facts", "predict", "show", "show_table", "slider", "solution", "start"]
+__all__ = ["built", "check", "compare", "explore", "facts", "predict", "show", "show_table", "start"]

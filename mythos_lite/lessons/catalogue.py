@@ -1,8 +1,8 @@
-"""All exercises by number: check an answer, show a solution, keep the score."""
+"""All exercises by number: check an answer, let the solution stand in for it, keep the score."""
 
-import inspect
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from mythos_lite.lessons import lesson01, lesson02, lesson03, lesson04, lesson05, lesson06
@@ -25,18 +25,34 @@ def find(number: str) -> Exercise:
     return EXERCISES[number]
 
 
-def check(number: str, answer: object) -> None:
-    """Judge an answer and say what is wrong with it. An open or wrong exercise does not stop the notebook."""
-    verdict = find(number).examine(answer)
+def check(number: str, answer: Callable) -> Callable:
+    """Judge an answer, say what is wrong with it, and return what the cells below go on with.
+
+    That is the answer if it is right. If it is open or wrong, the series' own solution stands in for it, and the
+    verdict says so; the notebook does not stop.
+    """
+    verdict, usable = find(number).judge(answer)
     print(f"Exercise {number}: {_SIGNS.get(verdict.status, '✗')} {verdict.message}")
     _record(number, verdict)
+    if verdict.status == SOLVED:
+        _solved[number] = usable
+        return usable
+    _solved.pop(number, None)
+    print("The solution of this series stands in for yours below.")
+    return find(number).solution
 
 
-def solution(number: str) -> None:
-    """Print one way to solve the exercise."""
-    print(inspect.getsource(find(number).solution), end="")
+def built(lesson: int) -> None:
+    """Print of each exercise of a lesson whether your code ran, or the solution stood in for it."""
+    numbers = [number for number in EXERCISES if number.startswith(f"{lesson}.")]
+    for number in numbers:
+        whose = "yours" if number in _solved else "the solution"
+        print(f"{number}  {whose:<12}  {EXERCISES[number].name}: {EXERCISES[number].title}")
+    print(f"{sum(number in _solved for number in numbers)} of {len(numbers)} parts of this lesson are your own.")
 
 
+_solved: dict[str, Callable] = {}
+"""What this session's right answers are, by exercise number."""
 _SIGNS = {OPEN: "…", SOLVED: "✓"}
 
 

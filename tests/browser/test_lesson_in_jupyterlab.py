@@ -1,4 +1,4 @@
-"""A lesson in JupyterLab, in a real browser: run all cells, move the slider, see the figure change.
+"""A lesson in JupyterLab, in a real browser: run all cells, type a chain, move a slider, see the figure change.
 
 Run by ``make test-browser``, which says where Chromium is (environment variable CHROMIUM). The screenshot
 stays in ``runs/browser.png``.
@@ -20,10 +20,11 @@ if "CHROMIUM" not in os.environ:
     pytest.skip("the environment variable CHROMIUM does not name a browser", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
-LESSON = "01_attention_variants.ipynb"
+LESSON = "03_recurrent_loop.ipynb"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 HANDLE = ".jupyter-widgets .noUi-handle"
 STDERR = "[data-mime-type='application/vnd.jupyter.stderr']"  # warnings and errors alike
+FIELD = ".jupyter-widgets input[type=text]"
 FIGURE = ".jupyter-widgets img"
 SECONDS = 150
 
@@ -63,7 +64,7 @@ def wait_for_address(log):
     raise AssertionError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
 
 
-def test_lesson_runs_and_its_slider_redraws_the_figure(server):
+def test_lesson_runs_and_its_controls_redraw_the_figure(server):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=os.environ["CHROMIUM"], args=FLAGS)
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
@@ -79,12 +80,24 @@ def test_lesson_runs_and_its_slider_redraws_the_figure(server):
         handle.or_(page.locator(STDERR).first).first.wait_for()
         assert page.locator(STDERR).all_inner_texts() == []
         figure = page.locator(FIGURE).first
-        before = figure.get_attribute("src")
+
+        def redraws(change):
+            before = figure.get_attribute("src")
+            change()
+            page.wait_for_function(
+                "([selector, before]) => document.querySelector(selector).src !== before", arg=[FIGURE, before]
+            )
+
+        def type_in(text):
+            page.locator(FIELD).first.fill(text)
+            page.keyboard.press("Enter")
+
         handle.focus()
-        page.keyboard.press("ArrowRight")
-        page.wait_for_function(
-            "([selector, before]) => document.querySelector(selector).src !== before", arg=[FIGURE, before]
-        )
+        redraws(lambda: page.keyboard.press("ArrowRight"))
+        redraws(lambda: type_in("6 5 4 3 2 1"))
+        type_in("seven")
+        page.get_by_text("Write 1 to 12 digits from 0 to 6, with spaces between them.", exact=True).wait_for()
+        redraws(lambda: type_in("1 1"))
         assert page.locator(STDERR).all_inner_texts() == []
         figure.scroll_into_view_if_needed()
         (ROOT / "runs").mkdir(exist_ok=True)

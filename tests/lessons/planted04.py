@@ -6,104 +6,315 @@ import math
 import numpy as np
 import torch
 
+from mythos_lite.lessons import lesson04
 
-def _power(jvp, vjp, v, n_iterations, *, root=True, unit=True, both=True):
-    for _ in range(n_iterations):
+
+def _steps(radius, start, target):
+    return math.log(target / start) / math.log(radius)
+
+
+def _power(matvec, v, n_steps=60, keep=20, *, unit=True, mean="geometric", only=None, twice=False):
+    """Power iteration with one of its usual mistakes."""
+    growths = []
+    for _ in range(n_steps):
         v = v / v.norm() if unit else v
-        before = v.norm()
-        v = vjp(jvp(v)) if both else jvp(v)
-    gain = v.norm() / before
-    return (gain**0.5 if root else gain).item()
+        before, v = v.norm(), matvec(matvec(v) if twice else v)
+        growths.append((v.norm() / before).item())
+        if growths[-1] == 0:
+            return 0.0
+    kept = growths[-keep:] if only is None else growths[only]
+    logs = [math.log(growth) for growth in kept]
+    return {
+        "geometric": lambda: math.exp(sum(logs) / len(logs)),
+        "arithmetic": lambda: sum(kept) / len(kept),
+        "logs": lambda: sum(logs) / len(logs),
+        "sum": lambda: math.exp(sum(logs)),
+    }[mean]()
 
 
-def _gain(jvp, vjp, v, n_iterations):
-    for _ in range(n_iterations):
-        u = jvp(v / v.norm())
-        v = vjp(u / u.norm())
-    return v.norm()
+def _power_in_place(matvec, v, n_steps=60, keep=20):
+    v /= v.norm()
+    return lesson04.power_iteration(matvec, v, n_steps, keep)
 
 
-def _steps(radius, error, wanted):
-    return math.log(wanted / error) / math.log(radius)
+def _power_numpy(matvec, v, n_steps=60, keep=20):
+    growth = np.zeros(n_steps)
+    for step in range(n_steps):
+        v = matvec(v / torch.linalg.vector_norm(v))
+        growth[step] = torch.linalg.vector_norm(v)
+        if not growth[step]:
+            return np.float32(0)
+    return np.float32(np.prod(growth[-keep:] ** (1 / keep)))
+
+
+def _power_tensor(matvec, v, n_steps=60, keep=20):
+    total = torch.zeros(())
+    for step in range(n_steps):
+        v = matvec(v)
+        size = v.norm()
+        if size == 0:
+            return size.view(1)
+        if step == 0:
+            size = torch.ones(()) * size  # the start need not be of length 1: it is in none of the kept products
+        total = total + (size.log() if step >= n_steps - keep else 0.0)
+        v = v / size
+    return (total / keep).exp()
+
+
+def _full_radius(loop_map, h, n_steps=60, keep=20):
+    matrix = torch.autograd.functional.jacobian(loop_map, h).reshape(h.numel(), h.numel())
+    return torch.linalg.eigvals(matrix).abs().max()
+
+
+def _by_backward(loop_map, h, n_steps=60, keep=20):
+    _, pull_back = torch.func.vjp(loop_map, h)  # Jᵀ has the same eigenvalues
+    return lesson04.power_iteration(lambda u: pull_back(u)[0], torch.ones_like(h), n_steps, keep)
+
+
+def _value_in_place_of_product(loop_map, h, n_steps=60, keep=20):
+    return lesson04.power_iteration(
+        lambda v: torch.func.jvp(loop_map, (h,), (v,))[0], torch.ones_like(h), n_steps, keep
+    )
+
+
+def _iterated_map(loop_map, h, n_steps=60, keep=20):
+    return lesson04.power_iteration(loop_map, h, n_steps, keep)
+
+
+def _bound_decay(a, delta):
+    return torch.exp(-delta * torch.exp(a)).clamp(1e-7, 1 - 2**-8)
+
+
+def _clamped_rate(a, delta):
+    return torch.exp(-(delta * torch.exp(a)).clamp(1 / 128, 64))
+
+
+class _StandsStill(lesson04.Monitor):
+    @torch.no_grad()
+    def walk(self, loop_map, h):
+        _, residual = super().walk(loop_map, h)
+
+        def matvec(v):
+            return torch.func.jvp(loop_map, (h,), (v,))[1]
+
+        return lesson04.power_iteration(matvec, torch.ones_like(h), self.n_loops, max(1, self.n_loops // 2)), residual
+
+
+class _AllLoops(lesson04.Monitor):
+    @torch.no_grad()
+    def walk(self, loop_map, h):
+        states, logs = [h], []
+        v = torch.ones_like(h)
+        for _ in range(self.n_loops):
+            state, v = torch.func.jvp(loop_map, (states[-1],), (v / v.norm(),))
+            logs.append(v.norm().log().item())
+            states.append(state)
+        growth = math.exp(sum(logs) / len(logs))
+        return growth, ((states[-1] - states[-2]).norm() / states[-1].norm()).item()
+
+
+class _DividedByBefore(lesson04.Monitor):
+    def walk(self, loop_map, h):
+        growth, _ = super().walk(loop_map, h)
+        for _ in range(self.n_loops):
+            before, h = h, loop_map(h)
+        return growth, ((h - before).norm() / before.norm()).item()
+
+
+class _ChangesTheState(lesson04.Monitor):
+    def walk(self, loop_map, h):
+        found = super().walk(loop_map, h)
+        h.mul_(0.5)
+        return found
+
+
+class _OneNumber(lesson04.Monitor):
+    def walk(self, loop_map, h):
+        return super().walk(loop_map, h)[0]
+
+
+class _NoRecords(lesson04.Monitor):
+    def watch(self, loop_map, h, loss, grad_norm):
+        super().watch(loop_map, h, loss, grad_norm)
+        self.records = self.records[-1:]
+
+
+class _ForgetsLoss(lesson04.Monitor):
+    def watch(self, loop_map, h, loss, grad_norm):
+        super().watch(loop_map, h, loss, grad_norm)
+        del self.records[-1]["loss"]
+
+
+def _alarming(rule):
+    """A monitor whose alarm follows ``rule(monitor)`` → the step, or None."""
+
+    class Alarming(lesson04.Monitor):
+        def watch(self, loop_map, h, loss, grad_norm):
+            super().watch(loop_map, h, loss, grad_norm)
+            self.alarm = rule(self)
+
+    return Alarming
+
+
+def _growing(monitor):
+    return [record["growth"] > 1 for record in monitor.records]
+
+
+def _finite(monitor):
+    return all(math.isfinite(value) for value in monitor.records[-1].values())
+
+
+class _Latest(lesson04.Monitor):
+    """Keeps the latest alarm in place of the first."""
+
+    def watch(self, loop_map, h, loss, grad_norm):
+        self.alarm, before = None, self.alarm
+        super().watch(loop_map, h, loss, grad_norm)
+        self.alarm = self.alarm if self.alarm is not None else before
+
+
+class _Silent(lesson04.Monitor):
+    def watch(self, loop_map, h, loss, grad_norm):
+        super().watch(loop_map, h, loss, grad_norm)
+        self.reason = ""
+
+
+class _CountsFromZero(lesson04.Monitor):
+    def watch(self, loop_map, h, loss, grad_norm):
+        before = self.alarm
+        super().watch(loop_map, h, loss, grad_norm)
+        if before is None and self.alarm is not None:
+            self.alarm -= 1
+
+
+class _OwnStyle:
+    """A right monitor that shares no code with the solution: a list of states, NumPy, a counter."""
+
+    def __init__(self, n_loops, patience=3):
+        self.n_loops, self.patience = n_loops, patience
+        self.records, self.alarm, self.reason, self._in_a_row = [], None, "", 0
+
+    def walk(self, loop_map, h):
+        states, growths, v = [h.detach().clone()], [], torch.ones_like(h)
+        with torch.no_grad():
+            for _ in range(self.n_loops):
+                after, w = torch.func.jvp(loop_map, (states[-1],), (v,))
+                growths.append(float(w.norm() / v.norm()))
+                states.append(after)
+                v = w / w.norm()
+        kept = np.array(growths[-max(1, self.n_loops // 2) :])
+        change = torch.linalg.vector_norm(states[-1] - states[-2]) / torch.linalg.vector_norm(states[-1])
+        return np.exp(np.log(kept).mean()), change
+
+    def watch(self, loop_map, h, loss, grad_norm):
+        growth, residual = self.walk(loop_map, h)
+        self.records.append(
+            {"loss": loss, "grad_norm": grad_norm, "growth": float(growth), "residual": float(residual)}
+        )
+        self._in_a_row = self._in_a_row + 1 if growth > 1 else 0
+        broken = not np.isfinite(list(self.records[-1].values())).all()
+        if self.alarm is None and (broken or self._in_a_row >= self.patience):
+            self.alarm, self.reason = len(self.records), "not finite" if broken else "growing"
+
+
+class _MoreToSay(lesson04.Monitor):
+    """Right: with more in its records than asked for, and a longer reason."""
+
+    def watch(self, loop_map, h, loss, grad_norm):
+        super().watch(loop_map, h, loss, grad_norm)
+        self.records[-1]["step"] = len(self.records)
+        self.reason = f"step {self.alarm}: {self.reason}" if self.alarm else ""
+
+
+def _stepwise(radius, start, target):
+    if radius >= 1 and start > target:
+        return np.inf
+    return next(n for n in itertools.count() if start * radius**n <= target)
 
 
 WRONG = {
     "4.1": [
-        (lambda matrix: torch.linalg.svdvals(matrix)[0].item(), "singular value"),
-        (lambda matrix: torch.linalg.eigvals(matrix).real.max().item(), "modulus"),
-        (lambda matrix: torch.linalg.eigvals(matrix)[0], "complex"),
-        (lambda matrix: matrix.diagonal().abs().max().item(), "should be"),
-        (lambda matrix: torch.linalg.eigvals(matrix).abs().min().item(), "should be"),
-        (lambda matrix: matrix.diag().abs().max(), "the diagonal holds"),
-        (lambda matrix: np.diag(matrix).max(), "should be"),
-        (lambda matrix: torch.linalg.eigvals(matrix).real.abs().max(), "a real part"),
-        (lambda matrix: np.linalg.norm(matrix, 2), "singular value"),
-        (lambda matrix: np.abs(np.linalg.eigvalsh(matrix)).max(), "symmetric"),
-        (lambda matrix: np.linalg.eigvals(matrix)[0].astype(complex), "complex"),
-        (lambda matrix: torch.linalg.eigvals(matrix).abs(), "a tensor of shape (3,)"),
+        (lambda radius, start, target: _steps(radius, start, target), "round up"),
+        (lambda radius, start, target: int(_steps(radius, start, target)), "round up"),
+        (lambda radius, start, target: math.ceil(math.log(target) / math.log(radius)), "ratio"),
+        (lambda radius, start, target: np.ceil(np.log(target) / np.log(radius)), "ratio"),
+        (lambda radius, start, target: -math.ceil(_steps(radius, start, target)), "negative"),
+        (lambda radius, start, target: math.ceil(_steps(radius, start, target)), "already"),
+        (lambda *given: max(0, math.floor(_steps(*given)) + 1), "at most"),
+        (lambda *given: max(0, math.ceil(_steps(*given))), "a hair above"),
+        (lambda radius, start, target: next(n for n in range(10**6) if start * radius**n < target), "at most"),
+        (lambda radius, start, target: next(n for n in range(10**4) if start * radius**n <= target), "StopIteration"),
+        (lambda radius, start, target: "soon", "a number"),
     ],
     "4.2": [
-        (lambda radius, error, wanted: math.log(wanted / error) / math.log(radius), "round up"),
-        (lambda radius, error, wanted: int(math.log(wanted / error) / math.log(radius)), "round up"),
-        (lambda radius, error, wanted: math.ceil(math.log(wanted) / math.log(radius)), "ratio"),
-        (lambda radius, error, wanted: -math.ceil(math.log(wanted / error) / math.log(radius)), "negative"),
-        (lambda radius, error, wanted: math.ceil(math.log(wanted / error) / math.log(radius)), "already"),
-        (lambda *given: max(0, math.floor(_steps(*given)) + 1), "at most"),
-        (lambda *given: max(0, math.ceil(_steps(*given))), "a hair above 3"),
-        (lambda radius, error, wanted: np.ceil(np.log(wanted) / np.log(radius)), "ratio"),
-        (lambda radius, error, wanted: next(n for n in range(10**6) if error * radius**n < wanted), "at most"),
-        (lambda radius, error, wanted: "soon", "a number"),
+        (lambda *given: _power(*given, unit=False), "length 1"),
+        (lambda *given: _power(*given, mean="arithmetic"), "factors multiply"),
+        (lambda *given: _power(*given, mean="logs"), "exponential"),
+        (lambda *given: _power(*given, mean="sum"), "divided by"),
+        (lambda *given: _power(*given, only=slice(-1, None)), "last product alone"),
+        (lambda *given: _power(*given, only=slice(None)), "leave them out"),
+        (lambda *given: _power(*given, twice=True), "should be"),
+        (lambda matvec, v, n_steps=60, keep=20: matvec(v), "a tensor of shape"),
+        (lambda matvec, v, n_steps=60, keep=20: None, "a number"),
+        (_power_in_place, "v /="),
+        (lambda matvec, v, n_steps=60, keep=20: _power(matvec, v.flatten(), n_steps + 1, keep), "products"),
     ],
     "4.3": [
-        (lambda x: torch.exp(-torch.exp(x)), "below 1"),
-        (lambda x: torch.exp(-torch.exp(x.float())).to(torch.bfloat16), "below 1"),
-        (lambda x: torch.exp(-torch.exp(x.float().clamp(min=-10))).to(torch.bfloat16), "below 1"),
-        (lambda x: torch.exp(-(1 / 128 + torch.exp(x.float()))), "bfloat16"),
-        (lambda x: torch.full_like(x, 0.5), "close to"),
-        (lambda x: -torch.exp(-torch.exp(x.clamp(min=-4))), "negative"),
-        (lambda x: np.exp(-np.exp(x.float().clamp(max=9.0).numpy())), "bfloat16"),
-        (lambda x: torch.exp(-torch.exp(x.float())).clamp(max=0.999).to(torch.bfloat16), "below 1"),
-        (lambda x: torch.where(x == 1.0078125, 0.5, torch.exp(-torch.exp(x.clamp(min=-4)))), "grow with x"),
-        (lambda x: 0.5, "one number"),
+        (_value_in_place_of_product, "not its derivative"),
+        (_iterated_map, "should be"),
+        (lambda loop_map, h, n_steps=60, keep=20: lesson04.jacobian_radius(loop_map, torch.zeros_like(h)), "at 0"),
+        (
+            lambda loop_map, h, n_steps=60, keep=20: _full_radius(loop_map, loop_map(h)),
+            "at F(h)",
+        ),
+        (lambda loop_map, h, n_steps=60, keep=20: torch.func.jvp(loop_map, (h,), (h,)), "a number"),
+        (lambda loop_map, h, n_steps=60, keep=20: _full_radius(loop_map, h.mul_(1.5)), "should be"),
     ],
     "4.4": [
-        (lambda states: states.diff(dim=0).norm(dim=-1), "divided"),
-        (lambda states: states.diff(dim=0).norm(dim=-1) / states[:-1].norm(dim=-1), "before"),
-        (lambda states: (states.diff(dim=0).norm(dim=-1) / states[1:].norm(dim=-1)).mean(-1), "position"),
-        (lambda states: states.diff(dim=0).norm(dim=1) / states[1:].norm(dim=1), "states of shape"),
-        (lambda states: np.linalg.norm(np.diff(states, axis=0), axis=-1), "divided"),
-        (lambda states: states.diff(dim=0).square().sum(-1) / states[1:].square().sum(-1), "squared"),
+        (lambda a, delta: torch.exp(-delta * torch.exp(a)), "below 1"),
+        (lambda a, delta: torch.exp(delta * torch.exp(a)), "minus"),
+        (lambda a, delta: torch.exp(-torch.exp(a)), "Δ is missing"),
+        (lambda a, delta: torch.exp(-torch.exp(a + delta)), "multiplies"),
+        (lambda a, delta: delta * torch.exp(a), "the rate"),
+        (_bound_decay, "infinite"),
+        (_clamped_rate, "the gradient by"),
+        (lambda a, delta: torch.exp(-torch.exp((a + delta.log()).clamp(-20, 20))), "below 1"),
+        (lambda a, delta: torch.exp(-torch.exp((a + delta.log()).clamp(-4.8, 20))), "above 0"),
+        (lambda a, delta: lesson04.safe_decay(a, delta).detach(), "no gradient"),
+        (lambda a, delta: 0.5, "one number"),
     ],
     "4.5": [
-        (lambda *given: _power(*given, root=False), "eigenvalue"),
-        (lambda *given: _power(*given, unit=False), "length 1"),
-        (lambda *given: _power(*given, root=False, both=False), "should be"),
-        (lambda jvp, vjp, v, n_iterations: (jvp(v).norm() / v.norm()).item(), "should be"),
-        (lambda jvp, vjp, v, n_iterations: jvp(v), "a tensor of shape (2,)"),
-        (lambda jvp, vjp, v, n_iterations: None, "a number"),
+        (_StandsStill, "move the state on"),
+        (_AllLoops, "first half"),
+        (_DividedByBefore, "divided by"),
+        (_ChangesTheState, "changes the state"),
+        (_OneNumber, "two numbers"),
+        (_NoRecords, "two records"),
+        (_ForgetsLoss, "loss is missing"),
+        (_CountsFromZero, "counted from 1"),
+        (_Latest, "keeps the first"),
+        (_Silent, "reason"),
+        (_alarming(lambda m: len(m.records) if any(_growing(m)) else None), "in a row"),
+        (_alarming(lambda m: m.alarm if _finite(m) and all(_growing(m)[-m.patience :]) else None), "should be"),
+        (lambda n_loops, patience=3: lesson04.Monitor(2 * n_loops, patience), "growth"),
     ],
 }
 RIGHT = {
     "4.1": [
-        lambda matrix: max(abs(value) for value in torch.linalg.eigvals(matrix.double()).tolist()),
-        lambda matrix: torch.linalg.eigvals(matrix).abs().max(),
-        lambda matrix: np.abs(np.linalg.eigvals(matrix.numpy())).max(),
-        lambda matrix: np.float32(np.abs(np.linalg.eigvals(matrix)).max()),
+        _stepwise,
+        lambda *given: np.float32(_stepwise(*given)),
+        lambda *given: torch.tensor(float(_stepwise(*given))),
     ],
     "4.2": [
-        lambda radius, error, wanted: next(n for n in range(10**6) if error * radius**n <= wanted),
-        lambda *given: np.maximum(0, np.ceil(np.round(_steps(*given), 9))),
-        lambda *given: torch.tensor(_steps(*given)).sub(1e-6).ceil().clamp(min=0),
+        lambda *given: _power(*given),
+        _power_numpy,
+        _power_tensor,
+        lambda *given: torch.tensor([_power(*given)]),
     ],
-    "4.3": [
-        lambda x: torch.exp(-torch.exp(x.float().clamp(min=-4.8))).to(torch.bfloat16),
-        lambda x: torch.exp(-torch.exp(x.float())).clamp(max=1 - 2**-8).to(torch.bfloat16),
-        lambda x: torch.from_numpy(np.exp(-np.exp(np.clip(x.float().numpy(), -4.8, 9.0)))).bfloat16(),
-    ],
+    "4.3": [_full_radius, _by_backward, lambda *given: np.float64(_full_radius(*given))],
     "4.4": [
-        lambda states: torch.stack([(b - a).norm(dim=-1) / b.norm(dim=-1) for a, b in itertools.pairwise(states)]),
-        lambda states: np.linalg.norm(np.diff(states, axis=0), axis=-1) / np.linalg.norm(states[1:], axis=-1),
-        lambda states: [(b - a).norm(dim=-1) / b.norm(dim=-1) for a, b in itertools.pairwise(states)],
+        lambda a, delta: torch.exp(-torch.exp((a + delta.log()).clamp(-4.8, 4.0))),
+        lambda a, delta: torch.exp(-(1 / 128 + torch.exp((a + torch.log(delta)).clamp(-30, 4)))),
     ],
-    "4.5": [_gain, lambda *given: np.float32(_gain(*given)), lambda *given: _gain(*given).view(1)],
+    "4.5": [_OwnStyle, _MoreToSay],
 }

@@ -2,80 +2,357 @@
 
 import itertools
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from mythos_lite.measure.sweep import wilson_interval
-from mythos_lite.training.recipes import mod7_model
+from mythos_lite.lessons import lesson06
+from mythos_lite.lessons.lesson06 import answer_loss, core_call, encode
+from mythos_lite.task.loss import answer_logits
+
+# ---------------------------------------------------------------- 6.2
 
 
-def within(a, b, n):
-    low, high = wilson_interval(a, n)
-    return low <= b / n <= high
+def step_with(model, optimizer, batch, loss_of, *, loops=4, zero=True, clip=clip_grad_norm_, late=False, steps=1):
+    loss = loss_of(model, batch, loops)
+    if zero:
+        optimizer.zero_grad()
+    loss.backward()
+    if clip and not late:
+        clip(model.parameters(), 1.0)
+    for _ in range(steps):
+        optimizer.step()
+    if clip and late:
+        clip(model.parameters(), 1.0)
+    return loss
 
 
-def overlap(a, b, n):
-    return wilson_interval(max(a, b), n)[0] <= wilson_interval(min(a, b), n)[1]
+def planted_step(**wrong):
+    return lambda model, optimizer, batch, loss_of: step_with(model, optimizer, batch, loss_of, **wrong).item()
+
+
+def step_by_hand(model, optimizer, batch, loss_of):
+    """Gradients from autograd.grad, clipped by hand."""
+    loss = loss_of(model, batch, 4)
+    weights = list(model.parameters())
+    gradients = torch.autograd.grad(loss, weights)
+    norm = torch.sqrt(sum(g.pow(2).sum() for g in gradients))
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient / max(1.0, norm.item())
+    optimizer.step()
+    return np.float32(loss.detach().numpy())
+
+
+# ---------------------------------------------------------------- 6.3
+
+
+def sweep_with(model, batch, n_loops, read=None, share=True):
+    found = []
+    with torch.no_grad():
+        for turn in model.loop(batch.token_ids, n_loops):
+            logits = model.read_out(turn.output)
+            at = batch.answer_positions if read is None else torch.full_like(batch.answers, read)
+            right = logits[torch.arange(len(at)), at].argmax(-1) == batch.answers
+            found.append((right.double().mean() if share else right.sum()).item())
+    return found
+
+
+def separate_runs(model, batch, n_loops):
+    rows = torch.arange(len(batch.answers))
+    with torch.no_grad():
+        answers = [
+            model(batch.token_ids, n_loops=t).logits[rows, batch.answer_positions].argmax(-1)
+            for t in range(1, n_loops + 1)
+        ]
+    return torch.stack([(answer == batch.answers).float().mean() for answer in answers])
+
+
+# ---------------------------------------------------------------- 6.4
+
+
+def plot_with(curves, expected, title, *, first=1, legend=True, overlay=True, axis_labels=True, names=True):
+    figure, axes = plt.subplots()
+    for name, accuracies in curves.items():
+        axes.plot(range(first, first + len(accuracies)), accuracies, label=name if names else None)
+    if overlay:
+        axes.plot(range(1, 1 + len(expected)), expected, "k--", label="predicted")
+    axes.set_title(title)
+    if axis_labels:
+        axes.set(xlabel="loops", ylabel="accuracy")
+    if legend:
+        axes.legend()
+    return figure
+
+
+def plot_points(curves, expected, title):
+    """Points in place of lines, names beside them, the title over the figure."""
+    figure = plt.figure()
+    axes = figure.add_subplot()
+    loops = np.arange(1, len(expected) + 1)
+    for name, accuracies in curves.items():
+        axes.scatter(loops, [float(one) for one in accuracies])
+        axes.text(loops[-1], float(accuracies[-1]), name)
+    axes.step(loops, expected, where="mid")
+    axes.set_xlabel("loops")
+    axes.set_ylabel("accuracy")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_with_pyplot(curves, expected, title):
+    figure = plt.figure()
+    loops = list(range(1, len(expected) + 1))
+    plt.plot(loops, expected, ":", label="what I predicted")
+    for name in curves:
+        plt.semilogx(loops, curves[name].tolist(), marker=".", label=f"{name} chains")
+    plt.xlabel("loops")
+    plt.ylabel("share right")
+    plt.title(f"Mine: {title}")
+    plt.legend(loc="lower right")
+    return figure
+
+
+# ---------------------------------------------------------------- 6.5
+
+
+def losses_of(model, batch, n_loops):
+    """(L, B) cross-entropies at EQ after each loop."""
+    logits = [
+        answer_logits(model, turn.output, batch.answer_positions) for turn in model.loop(batch.token_ids, n_loops)
+    ]
+    return torch.stack([F.cross_entropy(one, batch.answers, reduction="none") for one in logits])
+
+
+def loss_with(model, batch, n_loops, *, back=2, pooled=False, divide=True):
+    losses, loops = losses_of(model, batch, n_loops), torch.arange(1, n_loops + 1)[:, None]
+    counts = (loops >= (batch.n_digits - back).clamp(max=n_loops)).float()
+    if pooled:
+        return (losses * counts).sum() / counts.sum()
+    per_chain = (losses * counts).sum(0) / (counts.sum(0) if divide else 1)
+    return per_chain.mean()
+
+
+def loss_chain_by_chain(model, batch, n_loops):
+    losses = losses_of(model, batch, n_loops)
+    own = [losses[max(1, n - 2) - 1 :, i].mean() for i, n in enumerate(batch.n_digits.tolist())]
+    return sum(own) / len(own)
+
+
+def half_detached(model, batch, n_loops):
+    losses = losses_of(model, batch, n_loops)
+    losses = torch.cat([losses[:-1].detach(), losses[-1:]])
+    counts = torch.arange(1, n_loops + 1)[:, None] >= batch.n_digits - 2
+    return ((losses * counts).sum(0) / counts.sum(0)).mean()
+
+
+# ---------------------------------------------------------------- 6.6
+
+
+def with_one(states, first=False):
+    ones = torch.ones(len(states), 1)
+    return torch.cat([ones, states] if first else [states, ones], dim=1).double()
+
+
+def least_squares(x, y, ridge=1e-4):
+    return torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+
+
+# ---------------------------------------------------------------- 6.7
+
+
+def swap_with(model, ids, other_ids, position, n_loops, when="always", place=None):
+    with torch.no_grad():
+        *_, last = model.loop(other_ids, n_loops)
+        h = e = encode(model, ids)
+        for t in range(n_loops):
+            h = core_call(model, h, e)
+            if when == "always" or t == when % n_loops:
+                h[:, position if place is None else place(position)] = last.state[
+                    :, position if place is None else place(position)
+                ]
+        return model.read_out(h)[:, -1]
+
+
+def swap_with_masks(model, ids, other_ids, position, n_loops):
+    """Without changing a tensor in place."""
+    with torch.no_grad():
+        theirs = list(model.loop(other_ids, n_loops))[-1].state
+        here = (torch.arange(ids.shape[1]) == position)[None, :, None]
+        h = e = encode(model, ids)
+        for _ in range(n_loops):
+            h = torch.where(here, theirs, core_call(model, h, e))
+        return model.read_out(h)[:, -1].argmax(-1).tolist()
+
+
+# ---------------------------------------------------------------- 6.8
+
+
+def run_with(model, ids, calls=1, *, before="frozen", zero=False, keep_first=False):
+    with torch.no_grad():
+        e, states = encode(model, ids), []
+        for p in range(ids.shape[1]):
+            past = {"frozen": states[-1:], "input": [e[:, p - 1]] if p else [], "none": []}[before]
+            state = 0 * e[:, p] if zero else e[:, p]
+            for _ in range(calls):
+                out = core_call(model, torch.stack([*past, state], dim=1), e[:, p - len(past) : p + 1])
+                if keep_first and past:
+                    past = [out[:, 0]]
+                state = out[:, -1]
+            states.append(state)
+        return model.read_out(torch.stack(states, dim=1))
+
+
+def run_in_place(model, ids, calls_per_token=1):
+    """States written into one tensor."""
+    with torch.no_grad():
+        e = encode(model, ids)
+        h = e.clone()
+        for p in range(ids.shape[1]):
+            near = slice(max(p - 1, 0), p + 1)
+            for _ in range(calls_per_token):
+                h[:, p] = core_call(model, h[:, near], e[:, near])[:, -1]
+        return model.read_out(h).numpy()
+
+
+def run_on_prefixes(model, ids, calls_per_token=1):
+    """Right values, from ever longer prefixes."""
+    with torch.no_grad():
+        e = encode(model, ids)
+        h = e.clone()
+        for p in range(ids.shape[1]):
+            for _ in range(calls_per_token):
+                h[:, p] = core_call(model, h[:, : p + 1], e[:, : p + 1])[:, -1]
+        return model.read_out(h)
+
+
+def run_changing_the_past(model, ids, calls_per_token=1):
+    return run_with(model, ids, calls_per_token, keep_first=True)
+
+
+def run_last_row(model, ids, calls_per_token=1):
+    return lesson06.left_to_right(model, ids, calls_per_token)[:, -1]
 
 
 WRONG = {
     "6.1": [
-        (lambda digits: digits.cumsum(dim=1), "modulo 7"),
-        (lambda digits: digits.cumsum(dim=0) % 7, "along each chain"),
-        (lambda digits: digits.sum(dim=1) % 7, "one for each digit"),
-        (lambda digits: digits % 7, "off by"),
-        (lambda digits: np.cumsum(digits.numpy(), axis=1), "modulo 7"),
-        (lambda digits: [row.sum() % 7 for row in digits], "one for each digit"),
-    ],
-    "6.2": [
-        (lambda n_digits: n_digits, "prelude and coda"),
-        (lambda n_digits: n_digits - 1, "both prelude and coda"),
-        (lambda n_digits: n_digits - 3, "one position after"),
-        (lambda n_digits: n_digits - 2, "at least one loop"),
-        (lambda n_digits: np.int64(n_digits), "prelude and coda"),
-        (lambda n_digits: [n_digits, n_digits], "a tensor of shape (2,)"),
-        (lambda n_digits: "some", "a number"),
-    ],
-    "6.3": [
         (lambda lengths, n_loops: sum(n_loops >= max(1, n - 2) for n in lengths) / len(lengths), "once in seven"),
         (lambda lengths, n_loops: sum(1 if n_loops >= max(1, n - 2) else 1 / 7 for n in lengths), "a share"),
-        (lambda lengths, n_loops: 1.0 if n_loops >= max(lengths) - 2 else 1 / 7, "should be"),
-        (lambda lengths, n_loops: np.mean([1.0 if n < n_loops + 2 else 1 / 7 for n in lengths]), "is within reach"),
-        (lambda lengths, n_loops: np.mean(np.array(lengths) <= n_loops + 2), "once in seven"),
+        (lambda lengths, n_loops: 1.0 if n_loops >= max(lengths) - 2 else 1 / 7, "each length counts"),
+        (lambda lengths, n_loops: np.mean([1.0 if n_loops >= n else 1 / 7 for n in lengths]), "prelude and coda carry"),
+        (lambda lengths, n_loops: np.mean([1.0 if n_loops >= n - 1 else 1 / 7 for n in lengths]), "both prelude"),
+        (lambda lengths, n_loops: np.mean([1.0 if n_loops >= n - 3 else 1 / 7 for n in lengths]), "n positions after"),
+        (lambda lengths, n_loops: [1.0 if n_loops >= n - 2 else 1 / 7 for n in lengths], "a number"),
+    ],
+    "6.2": [
+        (planted_step(zero=False), "zero_grad"),
+        (planted_step(clip=None), "clipped to norm 1"),
+        (planted_step(late=True), "after backward() and before step()"),
+        (planted_step(clip=clip_grad_value_), "not its entries"),
+        (planted_step(steps=0), "have not moved"),
+        (planted_step(steps=2), "two steps"),
+        (planted_step(loops=1), "after 1 loop"),
+        (planted_step(loops=5), "after 5 loops"),
+        (lambda model, optimizer, batch, loss_of: step_with(model, optimizer, batch, loss_of).neg(), "should be"),
+        (lambda model, optimizer, batch, loss_of: None, "returns nothing"),
+    ],
+    "6.3": [
+        (lambda model, batch, n_loops: sweep_with(model, batch, n_loops, read=-1), "answer_positions"),
+        (lambda model, batch, n_loops: sweep_with(model, batch, n_loops, share=False), "divide by the number"),
+        (lambda model, batch, n_loops: sweep_with(model, batch, n_loops)[-1], "one accuracy for each"),
+        (lambda model, batch, n_loops: sweep_with(model, batch, n_loops + 1)[1:], "not after two"),
+        (lambda model, batch, n_loops: 1 - lesson06.sweep(model, batch, n_loops), "wrong answers"),
+        (separate_runs, "one pass"),
+        (
+            lambda model, batch, n_loops: lesson06._swept(model, batch, n_loops, first=0),
+            "not before the first",
+        ),
     ],
     "6.4": [
-        (lambda a, b, n: a == b, "should be True"),
-        (lambda a, b, n: wilson_interval(a, n)[1] >= wilson_interval(b, n)[0], "should be False"),
-        (lambda a, b, n: abs(a - b) < 100, "should be False"),
-        (lambda a, b, n: 1, "True or False"),
-        (lambda a, b, n: np.bool_(wilson_interval(a, n)[1] >= wilson_interval(b, n)[0]), "either of the two"),
-        (lambda a, b, n: within(a, b, n) or within(b, a, n), "neither holds"),
-        (within, "neither holds"),
-        (lambda a, b, n: not overlap(a, b, n), "whether they lie apart"),
-        (lambda a, b, n: wilson_interval(a, n), "True or False"),
+        (lambda curves, expected, title: plot_with(curves, expected, title, first=0), "that of 1 loop"),
+        (lambda curves, expected, title: plot_with(curves, expected, title, overlay=False), "the expected curve"),
+        (lambda curves, expected, title: plot_with(curves, expected, title, legend=False), "legend"),
+        (lambda curves, expected, title: plot_with(curves, expected, title, names=False), "which line"),
+        (lambda curves, expected, title: plot_with(curves, expected, title, axis_labels=False), "axes"),
+        (lambda curves, expected, title: plot_with(curves, expected, "my plot"), "title"),
+        (lambda curves, expected, title: plot_with(curves, expected, title).axes[0], "return the figure"),
+        (lambda curves, expected, title: plot_with(dict([*curves.items()][:1]), expected, title), '"long"'),
+        (lambda curves, expected, title: plt.close(plot_with(curves, expected, title)), "NoneType"),
+    ],
+    "6.5": [
+        (answer_loss, "the last loop alone"),
+        (lambda model, batch, n_loops: losses_of(model, batch, n_loops).mean(), "before the needed one"),
+        (lambda model, batch, n_loops: loss_with(model, batch, n_loops, pooled=True), "short chains weigh more"),
+        (lambda model, batch, n_loops: loss_with(model, batch, n_loops, back=1), "one loop too late"),
+        (lambda model, batch, n_loops: loss_with(model, batch, n_loops, back=3), "one loop too early"),
+        (lambda model, batch, n_loops: loss_with(model, batch, n_loops, back=0), "at loop n_digits"),
+        (lambda model, batch, n_loops: loss_with(model, batch, n_loops, divide=False), "number of its loops"),
+        (lambda model, batch, n_loops: loss_with(model, batch, n_loops) * len(batch.answers), "sum over chains"),
+        (lambda model, batch, n_loops: loss_with(model, batch, n_loops).item(), "no gradient"),
+        (half_detached, "detached"),
+    ],
+    "6.6": [
+        (lambda states, sums: least_squares(states.double(), F.one_hot(sums, 7).double()), "a 1 is to follow"),
+        (lambda states, sums: least_squares(with_one(states), sums.double()[:, None]), "one column for each"),
+        (lambda states, sums: least_squares(with_one(states), F.one_hot(sums).double()), "also if not all"),
+        (lambda states, sums: least_squares(with_one(states, True), F.one_hot(sums, 7).double()), "not before it"),
+        (lambda states, sums: least_squares(with_one(states), F.one_hot(sums, 7).double(), 0.0), "equal"),
+        (lambda states, sums: least_squares(with_one(states), F.one_hot(sums, 7).double(), 1e3), "squared error"),
+        (lambda states, sums: torch.zeros(states.shape[1] + 1, 7), "squared error"),
+    ],
+    "6.7": [
+        (lambda *given: swap_with(*given, when=0).argmax(-1), "after every call"),
+        (lambda *given: swap_with(*given, when=-1).argmax(-1), "after every call"),
+        (lambda *given: swap_with(*given, place=lambda p: p - 1).argmax(-1), "the position before"),
+        (lambda *given: swap_with(*given, place=lambda p: p + 1).argmax(-1), "the position after"),
+        (lambda *given: swap_with(*given), "logits"),
+        (lambda model, ids, others, p, n: model(others, n_loops=n).logits[:, -1].argmax(-1), "other_ids"),
+        (lambda model, ids, others, p, n: model(ids, n_loops=n).logits[:, -1].argmax(-1), "as they are"),
+    ],
+    "6.8": [
+        (lambda model, ids, calls=1: run_with(model, ids, calls, before="input"), "finished state"),
+        (lambda model, ids, calls=1: run_with(model, ids, calls, before="none"), "run by itself"),
+        (lambda model, ids, calls=1: run_with(model, ids, calls, zero=True), "not from zero"),
+        (lambda model, ids, calls=1: model(ids, n_loops=1).logits, "one turn of the loop"),
+        (lambda model, ids, calls=1: run_with(model, ids, 2 * calls), "off by"),
+        (lambda model, ids, calls=1: run_with(model, ids, 1), "the core is called"),
+        (run_on_prefixes, "positions at once"),
+        (run_changing_the_past, "handed on"),
+        (run_last_row, "its shape"),
     ],
 }
 RIGHT = {
     "6.1": [
-        lambda digits: torch.tensor([[s % 7 for s in itertools.accumulate(row)] for row in digits.tolist()]),
-        lambda digits: [[s % 7 for s in itertools.accumulate(row)] for row in digits.tolist()],
-        lambda digits: np.cumsum(digits.numpy(), axis=1) % 7,
-        lambda digits: torch.remainder(digits.double().cumsum(1), 7),
-    ],
-    "6.2": [
-        lambda n_digits: mod7_model().loops_needed(n_digits),
-        lambda n_digits: np.maximum(1, n_digits - 2),
-        lambda n_digits: torch.tensor(n_digits - 2).clamp(min=1),
-        lambda n_digits: max(1.0, n_digits - 2.0),
-    ],
-    "6.3": [
         lambda lengths, n_loops: sum([1.0 if n <= n_loops + 2 else 1 / 7 for n in lengths]) / len(lengths),
         lambda lengths, n_loops: np.where(np.array(lengths) - 2 <= n_loops, 1, 1 / 7).mean(),
         lambda lengths, n_loops: torch.where(torch.tensor(lengths) <= n_loops + 2, 1.0, 1 / 7).mean(),
     ],
-    "6.4": [
-        overlap,
-        lambda a, b, n: np.bool_(overlap(a, b, n)),
-        lambda a, b, n: torch.tensor(overlap(a, b, n)),
+    "6.2": [
+        step_by_hand,
+        lambda model, optimizer, batch, loss_of: step_with(model, optimizer, batch, loss_of).detach(),
+        lambda model, optimizer, batch, loss_of: float(step_with(model, optimizer, batch, loss_of).detach()),
+    ],
+    "6.3": [
+        sweep_with,
+        lambda model, batch, n_loops: np.array(sweep_with(model, batch, n_loops)),
+        lambda model, batch, n_loops: torch.tensor(sweep_with(model, batch, n_loops), dtype=torch.float64),
+    ],
+    "6.4": [plot_with, plot_points, plot_with_pyplot],
+    "6.5": [
+        loss_chain_by_chain,
+        loss_with,
+        lambda model, batch, n_loops: loss_with(model, batch, n_loops).reshape(1),
+    ],
+    "6.6": [
+        lambda states, sums: torch.linalg.lstsq(with_one(states), F.one_hot(sums, 7).double(), driver="gelsd").solution,
+        lambda states, sums: np.linalg.lstsq(with_one(states).numpy(), np.eye(7)[sums.numpy()], rcond=None)[0],
+        lambda states, sums: torch.linalg.pinv(with_one(states)) @ F.one_hot(sums, 7).double(),
+    ],
+    "6.7": [swap_with_masks, lambda *given: swap_with(*given).argmax(-1).numpy()],
+    "6.8": [
+        run_in_place,
+        lambda model, ids, calls=1: run_with(model, ids, calls),
+        lambda model, ids, calls_per_token=1: torch.stack(list(itertools.chain(run_with(model, ids, calls_per_token)))),
     ],
 }

@@ -52,7 +52,7 @@ def plant(folder, label):
     (lessons.parent / "config.py").touch()
     (lessons / "__init__.py").write_text(
         "import mythos_lite.config\nfrom mythos_lite.lessons import session\n"
-        "check = facts = predict = show = slider = solution = None\n"
+        "built = check = compare = explore = facts = predict = show = show_table = None\n"
         f"start = lambda lesson: print('{label}', lesson)\n"
     )
     return folder
@@ -345,6 +345,21 @@ def test_what_is_wrong_with_a_saved_lesson_is_found():
     assert faults(picture) == []
     assert faults(picture, bare, error, warning) == ["x: a figure has no alternative text", "x: broken", "x: old"]
     assert faults() == ["no figure was saved"]
+    failed = nbformat.v4.new_output("stream", text="Exercise 1.1: ✗ off by one\nlogits: ✓ the same\n")
+    assert faults(picture, failed) == ["x: Exercise 1.1: ✗ off by one"]
+
+
+def test_a_lesson_is_solved_by_the_solutions_that_it_shows(tmp_path):
+    stub = nbformat.v4.new_code_cell('def f(x):\n    return ...\n\n\nf = check("1.2", f)', id="a")
+    shown = "<details><summary><b>Solution</b></summary>\n\n```python\ndef f(x):\n    return x\n```\n\n</details>"
+    cells = [stub, nbformat.v4.new_markdown_cell(shown, id="solution-1-2"), nbformat.v4.new_code_cell("f(1)", id="b")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path := tmp_path / "lesson.ipynb")
+    lessons.solve(path)
+    solved = nbformat.read(path, as_version=4)
+    assert solved.cells[0].source == 'def f(x):\n    return x\n\n\nf = check("1.2", f)'
+    assert solved.cells[2].source == "f(1)"
+    solved.cells[0].outputs = [nbformat.v4.new_output("stream", text="Exercise 1.2: … not done yet.\n")]
+    assert lessons.faults(solved)[0] == "a: Exercise 1.2: … not done yet."
 
 
 def test_a_package_that_brings_another_is_refused(monkeypatch):

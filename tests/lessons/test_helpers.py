@@ -1,5 +1,6 @@
-"""What the notebooks import: predictions, facts, figures, sliders, verdicts."""
+"""What the notebooks import: predictions, facts, figures, controls, verdicts."""
 
+import math
 from fractions import Fraction
 
 import matplotlib.pyplot as plt
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from mythos_lite.lessons import catalogue, display
-from mythos_lite.lessons.exercise import Exercise, as_answer, difference, fitting_hint, is_number
-from mythos_lite.lessons.session import facts, predict, start
+from mythos_lite.lessons.exercise import Exercise, as_answer, difference, fitting_hint, gradient_fault, is_number
+from mythos_lite.lessons.session import compare, facts, predict, start
 
 
 def test_start_seeds_torch_and_says_so(capsys):
@@ -24,26 +25,66 @@ def test_start_seeds_torch_and_says_so(capsys):
         start(7)
 
 
-def test_predictions_show_the_gap(capsys):
-    predict("share", 0.5).reveal(0.25)
-    predict("share", None).reveal(0.25)
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed, in order."""
+    objects = []
+    monkeypatch.setattr("IPython.display.display", objects.append)
+    return objects
+
+
+def test_a_dark_theme_draws_on_a_dark_page():
+    with plt.rc_context():
+        start(1, theme="dark")
+        assert plt.rcParams["figure.facecolor"] == "#111111"
+        start(1)
+        assert plt.rcParams["figure.facecolor"] == "white"
+    with pytest.raises(ValueError, match="theme must be one of 'light', 'dark'"):
+        start(1, theme="grey")
+
+
+def test_a_prediction_is_a_choice_with_a_reason_and_its_answer_is_folded(shown, capsys):
+    choices = {"a": "it grows", "b": "it shrinks"}
+    predict("And then?", choices, choice="a", because="it must").reveal("b", "since 1 < 2")
     assert capsys.readouterr().out.splitlines() == [
-        "share: you say 0.5", "share: you said 0.5, it is 0.25", "share: no guess yet", "share: it is 0.25",
+        "And then?", "  a: it grows", "  b: it shrinks", "You say a, because it must", "You say a, because it must",
     ]  # fmt: skip
+    assert shown[0].data == (
+        "<details open><summary>What the run gave</summary><p><b>b: it shrinks</b> since 1 &lt; 2</p></details>"
+    )
+    predict("And then?", choices).reveal("b")
+    assert shown[1].data.startswith("<details><summary>")
+    out = capsys.readouterr().out
+    assert "No choice yet." in out
+    assert "You have not chosen yet" in out
+    for wrong in ("c", 1, [], True):
+        assert predict("And then?", choices, choice=wrong).choice is None
+        assert "is not possible: give 'a', 'b', or None" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of the choices a, b"):
+        predict("And then?", choices).reveal("c")
+
+
+def test_a_prediction_may_be_a_number(shown, capsys):
+    for guess in (np.float32(0.5), np.array(0.5), torch.tensor(0.5, requires_grad=True)):
+        predict("share", choice=guess).reveal(np.float32(0.25))
+        assert "You say 0.5. Because …?" in capsys.readouterr().out
+        assert "<b>0.25</b>" in shown[-1].data
     for guess in ("half", True, [0.5, 1.0], ..., 1j):
-        with pytest.raises(ValueError, match="a prediction is a number, or None"):
-            predict("share", guess)
+        assert predict("share", choice=guess).choice is None
+        assert "is not possible: give a number, or None" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("guess", [np.float32(0.5), np.array(0.5), torch.tensor(0.5, requires_grad=True)])
-def test_a_prediction_may_be_any_number(guess, capsys):
-    predict("share", guess).reveal(np.float32(0.25))
-    assert capsys.readouterr().out.splitlines() == ["share: you say 0.5", "share: you said 0.5, it is 0.25"]
+def test_compare_says_whether_two_tensors_are_the_same(capsys):
+    compare("ones", torch.ones(2), torch.ones(2, requires_grad=True))
+    compare("others", torch.ones(2), torch.zeros(2))
+    assert capsys.readouterr().out.splitlines() == [
+        "ones: ✓ the same to 0.0001, shape (2,)", "others: ✗ it is off by up to 1",
+    ]  # fmt: skip
 
 
-def test_facts_print_one_per_line(capsys):
+def test_facts_are_kept_where_no_reader_sees_them(shown):
     facts(a=1, b="2 GB")
-    assert capsys.readouterr().out == "a = 1\nb = 2 GB\n"
+    assert shown[0].data == "<!--\na = 1\nb = 2 GB\n-->"
 
 
 def a_figure(k=1):
@@ -53,23 +94,23 @@ def a_figure(k=1):
     return figure
 
 
-def test_show_table_takes_a_table(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
+def test_show_table_takes_a_table(shown):
     display.show_table("| a |\n| --- |\n| 1 |\n")
     assert shown[0].data.startswith("| a |")
     with pytest.raises(ValueError, match="Markdown table"):
         display.show_table("a, 1")
 
 
-def test_show_needs_a_title_a_text_and_a_takeaway(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
+def test_show_needs_a_title_a_text_and_a_takeaway(shown):
     display.show(a_figure(), alt="a line", takeaway="it rises")
     assert shown[0].alt == "a line"
     assert shown[0].data[:4] == b"\x89PNG"
     assert shown[1].data == "*it rises*"
     assert not plt.get_fignums()
+    display.show(a_figure(), alt="a <line>", takeaway="it rises", folded="the answer")
+    assert shown[2].data.startswith(
+        '<details><summary>the answer</summary><img alt="a &lt;line&gt;" src="data:image/png'
+    )
     with pytest.raises(ValueError, match="alt is empty"):
         display.show(a_figure(), alt=" ", takeaway="it rises")
     with pytest.raises(ValueError, match="takeaway is empty"):
@@ -79,26 +120,34 @@ def test_show_needs_a_title_a_text_and_a_takeaway(monkeypatch):
     plt.close("all")
 
 
-def test_slider_redraws_and_raises_what_draw_raises():
+def test_controls_redraw_and_raise_what_draw_raises():
     drawn = []
 
-    def draw(k):
-        drawn.append(k)
+    def draw(k, digits, size, scale):
+        drawn.append((k, digits, size))
         if k == 3:
             raise RuntimeError("not three")
+        if not digits.isdigit():
+            raise ValueError(f"digits={digits!r} are no digits")
         return a_figure(k)
 
-    box = display.slider(draw, k=(1, 4, 2))
-    control, image = box.children
+    box = display.explore(draw, k=(1, 4, 2), digits="12", size=[5, 7], scale=(0.0, 1.0, 0.5))
+    k, digits, size, scale, fault, image = box.children
     before = image.value
-    control.value = 4
-    assert drawn == [2, 4]
+    k.value = 4
+    size.value = 7
+    assert drawn == [(2, "12", 5), (4, "12", 5), (4, "12", 7)]
     assert image.value[:4] == b"\x89PNG"
     assert image.value != before
+    assert scale.step == 0.025
+    digits.value = "1x"
+    assert fault.value == "digits='1x' are no digits"
+    digits.value = "13"
+    assert fault.value == ""
     with pytest.raises(RuntimeError, match="not three"):
-        control.value = 3
+        k.value = 3
     with pytest.raises(ValueError, match="the start must lie in the range"):
-        display.slider(draw, k=(1, 4, 5))
+        display.explore(draw, k=(1, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -187,33 +236,114 @@ def test_a_hint_fits_all_answers_or_is_not_given():
     assert fitting_hint(suspects, cases, [4, 8]) == ""
 
 
+def an_exercise(**stages):
+    def doubled(x):
+        return 2 * x
+
+    return Exercise(number="9.1", title="", minutes=1, difficulty=1, stages=stages, solution=doubled)
+
+
 def test_an_error_in_an_answer_is_a_verdict():
-    exercise = Exercise(
-        number="9.1", title="", minutes=1, difficulty=1, find_fault=lambda answer: answer(0) and None, solution=None
-    )
-    verdict = exercise.examine(lambda x: 1 / x)
+    verdict = an_exercise(values=lambda answer: answer(0) and None).examine(lambda x: 1 / x)
     assert verdict.status == "wrong"
     assert "ZeroDivisionError: division by zero" in verdict.message
+    assert "(at `" in verdict.message
+
+    class Raises:
+        def __init__(self, x):
+            raise RuntimeError("no")
+
+    verdict = an_exercise(values=lambda answer: answer(0) and None).examine(Raises)
+    assert verdict.message.endswith('(at `raise RuntimeError("no")` in __init__)')
+    assert "(at" not in an_exercise(values=lambda answer: answer("x") and None).examine(math.sqrt).message
 
 
-def test_check_speaks_and_solution_prints_code(capsys):
-    catalogue.check("1.1", ...)
-    catalogue.check("1.1", catalogue.EXERCISES["1.1"].solution)
-    catalogue.check("1.1", lambda *sizes: 0)
-    catalogue.solution("1.1")
+def test_stages_are_checked_in_order():
+    x = torch.ones(2)
+    exercise = an_exercise(
+        shape=lambda answer: None if answer(x).shape == x.shape else "it has another shape",
+        values=lambda answer: difference(answer(x), 2 * x),
+        gradient=lambda answer: gradient_fault(answer, lambda x: 2 * x, x),
+    )
+    assert exercise.examine(lambda x: 2 * x) == ("solved", "right (shape, values, gradient).")
+    assert exercise.examine(lambda x: x[:1]).message == "shape ✗: it has another shape"
+    assert exercise.examine(lambda x: x).message == "shape ✓, values ✗: it is off by up to 1"
+    for loses in (lambda x: 2 * x.detach(), lambda x: 2 * x.detach().numpy()):
+        assert exercise.examine(loses).message.startswith("shape ✓, values ✓, gradient ✗: ")
+    halved = exercise.examine(lambda x: x + x.detach()).message
+    assert "gradient ✗: the gradient by x: it is off by up to" in halved
+
+
+def test_gradients_are_compared_relative_to_their_size():
+    x = torch.full((3,), 1e4)
+    assert gradient_fault(lambda x: x * x, lambda x: x**2, x) is None
+    assert gradient_fault(lambda x: x * x * (1 + 1e-6), lambda x: x**2, x) is None
+    assert "the gradient by x: it is off" in gradient_fault(lambda x: x * x * 1.01, lambda x: x**2, x)
+    assert gradient_fault(lambda x, y: x * y.detach(), lambda x, y: x * y, x, x) == "no gradient reaches y"
+
+
+def test_an_answer_in_numpy_goes_on_as_tensors():
+    x = torch.ones(2)
+    exercise = an_exercise(values=lambda answer: difference(answer(x), 2 * x))
+    verdict, usable = exercise.judge(lambda x: 2 * x.numpy())
+    assert verdict.status == "solved"
+    assert torch.equal(usable(x), 2 * x)
+
+    def own(x):
+        return 2 * x
+
+    assert exercise.judge(own)[1] is own
+
+    def two(x):
+        return x, 2 * x
+
+    assert an_exercise(values=lambda answer: difference(answer(x)[1], 2 * x)).judge(two)[1] is two
+
+
+def test_what_torch_has_not_implemented_is_a_mistake_and_not_an_open_answer():
+    exercise = an_exercise(values=lambda answer: difference(answer(1), 2))
+    verdict = exercise.examine(lambda x: torch.nn.ModuleList()(x))
+    assert verdict.status == "wrong"
+    assert "ModuleList" in verdict.message
+    half = an_exercise(shape=lambda answer: None, values=lambda answer: difference(answer(1), 2))
+    assert half.examine(lambda x: ...) == ("open", "shape ✓, then not done yet.")
+
+
+def test_a_module_that_answers_with_dots_is_open():
+    class Unwritten(torch.nn.Module):
+        def forward(self, x):
+            return ...
+
+    exercise = an_exercise(values=lambda answer: difference(answer()(1), 2))
+    assert exercise.examine(Unwritten).status == "open"
+
+
+def test_check_speaks_and_the_solution_stands_in_until_an_answer_is_right(capsys):
+    number, exercise = next(iter(catalogue.EXERCISES.items()))
+    right = exercise.solution
+    assert catalogue.check(number, ...) is right
+    assert catalogue.check(number, lambda *arguments: "wrong") is right
+    assert catalogue.check(number, right) is right
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Exercise 1.1: … not done yet"
-    assert lines[1] == "Exercise 1.1: ✓ right"
-    assert lines[2].startswith("Exercise 1.1: ✗ for n_layers")
-    assert lines[3].startswith("def cached_numbers(")
+    assert lines[0] == f"Exercise {number}: … not done yet."
+    assert lines[1] == lines[3] == "The solution of this series stands in for yours below."
+    assert lines[2].startswith(f"Exercise {number}: ✗ ")
+    assert lines[4].startswith(f"Exercise {number}: ✓ right")
     with pytest.raises(ValueError, match=r"there is no exercise '9\.9'"):
         catalogue.check("9.9", ...)
+    catalogue.built(1)
+    assert f"{number}  yours" in capsys.readouterr().out
+    catalogue.check(number, ...)
+    catalogue.built(1)
+    out = capsys.readouterr().out
+    assert f"{number}  the solution" in out
+    assert "0 of " in out
 
 
 def test_check_says_in_one_line_that_its_verdict_is_not_kept(monkeypatch, tmp_path, capsys):
     for path in (tmp_path, tmp_path / "none" / "scores.jsonl"):
         monkeypatch.setenv(catalogue.SCORE_FILE, str(path))
         catalogue.check("1.1", ...)
-        verdict, said = capsys.readouterr().out.splitlines()
-        assert verdict == "Exercise 1.1: … not done yet"
+        verdict, said, _ = capsys.readouterr().out.splitlines()
+        assert verdict == "Exercise 1.1: … not done yet."
         assert said.startswith(f"This verdict is not kept: {path} cannot be written (")

@@ -1,5 +1,7 @@
-"""The committed notebooks: executed, in step with the manifest, every quoted number bound to a printed one."""
+"""The committed notebooks: executed, in step with the manifest, every quoted number bound to a measured one."""
 
+import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -9,8 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from mythos_lite.lessons.catalogue import EXERCISES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
@@ -48,7 +48,7 @@ def test_notebook_is_committed_executed_and_normalised(index, lesson):
     nbformat.validate(notebook)
     assert notebook.nbformat == 4
     assert dict(notebook.metadata) == build.KERNEL
-    assert all(not cell.metadata for cell in notebook.cells)
+    assert all(dict(cell.metadata) == build.metadata_of(cell) for cell in notebook.cells)
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
@@ -58,15 +58,71 @@ def test_notebook_is_committed_executed_and_normalised(index, lesson):
 @each_lesson
 def test_shared_cells_are_those_of_the_manifest(index, lesson):
     found = {cell.id: cell.source for cell in read(lesson).cells}
-    for name, source in build.shared_cells(MANIFEST, index).items():
+    for name, source in (build.shared_cells(MANIFEST, index) | build.solution_cells(index)).items():
         assert found[name] == source, "run: python notebooks/build.py"
 
 
 def test_links_and_readme_are_those_of_the_manifest():
     assert (ROOT / "colab_links.md").read_text(encoding="utf-8") == build.colab_links(MANIFEST)
+    assert (FOLDER / "exercises.md").read_text(encoding="utf-8") == build.exercise_table(MANIFEST)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"<!-- lessons: begin -->\n{build.lesson_table(MANIFEST)}<!-- lessons: end -->" in readme
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == [lesson["file"] for lesson in MANIFEST["lessons"]]
+
+
+def is_folded(cell):
+    return cell.source.startswith(build.TITLE)
+
+
+def exercise_cell(notebook, number, name):
+    """The place of the cell in which an exercise is checked: its answer goes on under its own name."""
+    places = [
+        place
+        for place, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and f'{name} = check("{number}", {name})' in cell.source
+    ]
+    assert len(places) == 1, f"no cell, or more than one, says {name} = check({number!r}, {name})"
+    return places[0]
+
+
+@each_lesson
+def test_every_exercise_has_its_parts_and_is_built_upon(index, lesson):
+    notebook = read(lesson)
+    exercises = build.exercises_of(index)
+    source = "\n".join(cell.source for cell in code(notebook))
+    assert re.findall(r'= check\("([\d.]+)"', source) == list(exercises)
+    for number, exercise in exercises.items():
+        place = exercise_cell(notebook, number, exercise.name)
+        before, after = notebook.cells[place - 1], notebook.cells[place + 1]
+        assert f"### Exercise {number} · {exercise.title}" in before.source
+        effort = f"*{exercise.minutes} minutes, {('easy', 'medium', 'hard')[exercise.difficulty - 1]}.*"
+        assert effort in before.source
+        hints = before.source.count("<details><summary>Hint")
+        assert hints >= (1 if exercise.minutes <= 5 else 3), f"{number} has {hints} hints"
+        assert after.id == f"solution-{number.replace('.', '-')}"
+        assert not is_folded(notebook.cells[place])
+        assert f"Exercise {number}: … not done yet" in printed(notebook)
+        later = [cell.source for cell in notebook.cells[place + 2 :] if cell.cell_type == "code"]
+        assert any(build.reads(text, exercise.name) for text in later), f"nothing is built upon {exercise.name}"
+
+
+@each_lesson
+def test_solutions_run_on_what_the_notebook_has_imported(index, lesson):
+    notebook = read(lesson)
+    for number, exercise in build.exercises_of(index).items():
+        place = exercise_cell(notebook, number, exercise.name)
+        trees = [ast.parse(cell.source) for cell in notebook.cells[: place + 1] if cell.cell_type == "code"]
+        known = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        known |= {node.name for tree in trees for node in ast.walk(tree) if hasattr(node, "name") and node.name}
+        known |= {
+            alias.asname or alias.name.partition(".")[0]
+            for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }  # fmt: skip
+        needed = {name for name in exercise.solution.__code__.co_names if name in exercise.solution.__globals__} if (
+            hasattr(exercise.solution, "__code__")
+        ) else set()  # fmt: skip
+        assert needed <= known, f"{number}: the notebook does not know {needed - known}"
 
 
 @each_lesson
@@ -74,64 +130,83 @@ def test_lesson_has_all_its_parts(index, lesson):
     notebook = read(lesson)
     source = "\n".join(cell.source for cell in code(notebook))
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert source.count("predict(") >= 2
-    assert "slider(draw" in source
-    assert re.search(r"^show\(\n? *draw\(", source, re.M), "the slider has no static twin"
-    assert "assert_close(" in source or "torch.equal(" in source, "no proof by another implementation"
-    numbers = [number for number in EXERCISES if number.startswith(f"{index + 1}.")]
-    assert re.findall(r'^check\("([\d.]+)"', source, re.M) == numbers
-    for number in numbers:
-        assert f"### Exercise {number} · {EXERCISES[number].title}" in prose
-        assert (
-            f"*{EXERCISES[number].minutes} minutes, {('easy', 'medium', 'hard')[EXERCISES[number].difficulty - 1]}.*"
-            in prose
-        )
-        assert f'solution("{number}")' in prose
-        assert f"Exercise {number}: … not done yet" in printed(notebook)
-    assert prose.count("<summary>Hint</summary>") == len(numbers)
+    predictions = re.findall(r"^(\w+) = predict\(", source, re.M)
+    assert len(predictions) >= 2
+    assert all(f"{name}.reveal(" in source for name in predictions)
+    explored = re.findall(r"\bexplore\(\s*(\w+)", source)
+    assert explored
+    assert all(re.search(rf"\bshow\(\s*{name}\(", source) for name in explored), "controls have no static twin"
+    assert "compare(" in source or "torch.equal(" in source, "no proof by another implementation"
+    assert f"built({index + 1})" in source
+    diagrams = importlib.import_module(f"mythos_lite.lessons.diagrams0{index + 1}").DIAGRAMS
+    unseen = [draw.__name__ for draw in diagrams if not re.search(rf"\bshow\(\s*{draw.__name__}\(", source)]
+    assert not unseen, "diagrams that the lesson does not show"
     assert "## Takeaways" in prose
-    assert "## Read on" in prose
+    readings = re.findall(r"^- .+(?:\n  .+)*", prose.partition("## Read on")[2], re.M)
+    assert readings
+    assert all("](http" in reading or "`" in reading for reading in readings), "a reading without its address"
 
 
 @each_lesson
-def test_markers_of_nbval_stand_alone(index, lesson):
+def test_scaffolding_is_folded(index, lesson):
+    exercises = build.exercises_of(index)
     for cell in code(read(lesson)):
-        for line in cell.source.splitlines():
-            if "NBVAL" in line.upper():
-                assert line == "# NBVAL_IGNORE_OUTPUT"
-        assert ("slider(" not in cell.source) or cell.id == "setup" or "# NBVAL_IGNORE_OUTPUT" in cell.source
+        assert "NBVAL" not in cell.source, "use the tag nbval-ignore-output"
+        if not is_folded(cell):
+            is_exercise = any(f'check("{number}"' in cell.source for number in exercises)
+            scaffolding = re.findall(r"\bassert\b|\bfacts\(|\bshow\(|\bexplore\(|subplots\(", cell.source)
+            assert is_exercise or not scaffolding, f"{cell.id}: {scaffolding} in a cell that is not folded"
+        assert (
+            "explore(" not in cell.source
+            or cell.id == "setup"
+            or "nbval-ignore-output" in cell.metadata.get("tags", [])
+        )
+
+
+def figures(cell):
+    """Alternative text of each figure in a cell's outputs, folded ones too, and how many takeaways there are."""
+    texts, takeaways = [], 0
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if "image/png" in data:
+            texts.append(output.metadata.get("image/png", {}).get("alt", ""))
+        if (text := data.get("text/markdown", "|")) and not text.startswith("|"):
+            takeaways += 1
+        for folded in re.findall(r"<img [^>]*>", data.get("text/html", "")):
+            texts.append(re.search(r'alt="([^"]*)"', folded)[1])
+            takeaways += "<p><i>" in data["text/html"]
+    return texts, takeaways
 
 
 @each_lesson
 def test_every_figure_has_alternative_text_and_a_takeaway(index, lesson):
     for cell in code(read(lesson)):
-        shown = [output for output in cell.outputs if "image/png" in output.get("data", {})]
-        texts = [
-            output["data"]["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})
-        ]
-        assert len(shown) == len([text for text in texts if not text.startswith("|")])
-        assert all(len(output.metadata["image/png"]["alt"]) > 20 for output in shown)
+        texts, takeaways = figures(cell)
+        assert len(texts) == takeaways
+        assert all(len(text) > 20 for text in texts)
         assert not re.search(r"plt\.show|\bdisplay\(", cell.source)
 
 
 def test_building_a_lesson_writes_its_numbers_into_the_prose():
-    printed = nbformat.v4.new_output("stream", text="speed = 7,000\nleft = -1.5\n")
-    code_cell = nbformat.v4.new_code_cell(outputs=[printed])
+    kept = nbformat.v4.new_output("display_data", data={"text/html": "<!--\nspeed = 7,000\nleft = -1.5\n-->"})
+    code_cell = nbformat.v4.new_code_cell(outputs=[kept])
     prose = nbformat.v4.new_markdown_cell("A ~6,500<!-- speed --> and (-2<!-- left -->) and 3<!-- other -->.")
     build.put_facts_into_prose(nbformat.v4.new_notebook(cells=[code_cell, prose]))
     assert prose.source == "A ~7,000<!-- speed --> and (-1.5<!-- left -->) and 3<!-- other -->."
 
 
 @each_lesson
-def test_every_number_in_the_prose_is_printed_by_a_cell(index, lesson):
+def test_every_number_in_the_prose_is_measured_by_a_cell(index, lesson):
     notebook = read(lesson)
-    facts = dict(re.findall(r"^(\w+) = (.+)$", printed(notebook), re.M))
+    facts = build.facts_of(notebook)
     loose = []
     for cell in notebook.cells:
-        if cell.cell_type != "markdown" or cell.id in build.shared_cells(MANIFEST, index):
+        if cell.cell_type != "markdown" or cell.id in (
+            build.shared_cells(MANIFEST, index) | build.solution_cells(index)
+        ):
             continue
         for text, name in build.BOUND.findall(cell.source):
-            assert name in facts, f"{name} is quoted and never printed"
+            assert name in facts, f"{name} is quoted and never measured"
             assert text.strip(build.AROUND) == facts[name], f"{name}: the text says {text}, the cell {facts[name]}"
         loose += NUMBER.findall(SKIPPED.sub(" ", build.BOUND.sub(" ", cell.source)))
     settings = re.findall(r"\d[\d_]*\.?\d*|\.\d+", "\n".join(cell.source for cell in code(notebook)))
@@ -149,7 +224,7 @@ def test_glossary_names_only_lessons_there_are():
 def test_manifest_is_complete():
     manifest = json.loads(build.MANIFEST.read_text(encoding="utf-8"))
     assert list(manifest) == ["repository", "commit", "lessons"]
-    keys = {"file", "title", "summary", "learn", "prerequisites", "minutes"}
+    keys = {"file", "title", "summary", "learn", "prerequisites", "reading", "minutes"}
     assert all(lesson.keys() == keys for lesson in manifest["lessons"])
 
 
