@@ -1,4 +1,14 @@
-"""What one would use instead of a loop: a plain transformer, an LSTM, a GRU.
+"""What one would use instead of a loop: a plain transformer, an LSTM, a GRU, an RNN.
+
+=====================  ================================================================
+name here              symbol and source
+=====================  ================================================================
+``"lstm"``, ``"gru"``  Hochreiter & Schmidhuber 1997; Cho et al. 2014
+``"rnn"``              h_t = tanh(W x_t + U h_{t−1} + b); Elman 1990
+``"tanh_rnn"``         h_t = tanh(u + SwiGLU(norm u)) with u = h_{t−1} + x_t: the looped
+                       model's tanh over the feed-forward half of its block, along the
+                       chain instead of along the loops
+=====================  ================================================================
 
 ``train`` with the objective ``answer_loss`` gives them the batches, optimiser, schedule and average of weights of a
 looped model with the same seed. None of them has a loop count.
@@ -16,17 +26,17 @@ from mythos_lite.checks import check_choice, check_int
 from mythos_lite.config import Config, ModelConfig, TrainConfig
 from mythos_lite.model.attention import attention_context
 from mythos_lite.model.block import Block
-from mythos_lite.model.layers import rms_norm
+from mythos_lite.model.layers import SwiGLU, rms_norm
 from mythos_lite.model.loop import LoopStep
 from mythos_lite.task.chains import Batch, Task
 from mythos_lite.training.trainer import initial_weights
 
-KINDS = ("transformer", "lstm", "gru")
+KINDS = ("transformer", "lstm", "gru", "rnn", "tanh_rnn")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig(Config):
-    """Shape of a baseline. ``d_ff`` and ``window`` are read by the transformer alone."""
+    """Shape of a baseline. ``window`` is read by the transformer alone, ``d_ff`` by it and ``"tanh_rnn"``."""
 
     kind: str
     vocab_size: int = 10
@@ -40,12 +50,14 @@ class BaselineConfig(Config):
         check_choice("kind", self.kind, KINDS)
         for field in ("vocab_size", "d_model", "n_layers"):
             check_int(field, getattr(self, field), 1)
-        if self.kind == "transformer":
+        if self.kind in ("transformer", "tanh_rnn"):
             check_int("d_ff", self.d_ff, 1)
-        elif self.d_ff or self.window is not None:
-            raise ValueError(
-                f"d_ff={self.d_ff} and window={self.window} are not read by kind={self.kind!r}; leave them out"
-            )
+        elif self.d_ff:
+            raise ValueError(f"d_ff={self.d_ff} is not read by kind={self.kind!r}; leave it out")
+        if self.window is not None and self.kind != "transformer":
+            raise ValueError(f"window={self.window} is not read by kind={self.kind!r}; leave it out")
+        if self.n_layers > 1 and self.kind == "tanh_rnn":
+            raise ValueError(f"n_layers={self.n_layers} is not possible: kind='tanh_rnn' has one layer")
 
 
 class PlainTransformer(nn.Module):
@@ -77,15 +89,36 @@ class PlainTransformer(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
 
+class TanhCells(nn.Module):
+    """h_t = tanh(u + SwiGLU(norm u)), u = h_{t−1} + x_t, from h_0 = 0; called as ``torch.nn.RNN`` is."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        self.norm = rms_norm(config.d_model)
+        self.ffn = SwiGLU(config.d_model, config.d_ff)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) → the states (B, T, D), and the last one (B, D)."""
+        h, states = torch.zeros_like(inputs[:, 0]), []
+        for x in inputs.unbind(dim=1):
+            u = h + x
+            h = torch.tanh(u + self.ffn(self.norm(u)))
+            states.append(h)
+        return torch.stack(states, dim=1), h
+
+
 class RecurrentNetwork(nn.Module):
-    """``torch.nn.LSTM`` or ``torch.nn.GRU`` between an embedding and a head."""
+    """``torch.nn.LSTM``, ``GRU`` or ``RNN``, or ``TanhCells``, between an embedding and a head."""
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         self.config = config
-        cell = {"lstm": nn.LSTM, "gru": nn.GRU}[config.kind]
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.cells = cell(config.d_model, config.d_model, config.n_layers, batch_first=True)
+        if config.kind == "tanh_rnn":
+            self.cells = TanhCells(config)
+        else:
+            cells = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.kind]
+            self.cells = cells(config.d_model, config.d_model, config.n_layers, batch_first=True)
         self.head = nn.Linear(config.d_model, config.vocab_size)
 
     def forward(self, token_ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ study          question
 ``ladder``     from the published setting to the final one, one change after the other: what mends it?
 ``removal``    the final setting less one thing: what does it need?
 ``final``      the final setting with three models, five seeds, many chains: how far does it go?
-``baselines``  a plain transformer, an LSTM, a GRU on the same batches: what would one use instead?
+``baselines``  plain transformers and recurrent networks on the same batches: what would one use instead?
 ``tasks``      the same code on other groups: is it a counting trick?
 ``windows``    wider windows: are the loops needed those that the window predicts?
 ``passing``    parity, asked after every loop: does the right answer stay?
@@ -29,6 +29,8 @@ from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.training.recipes import RECIPES, Sweep, mod7_model, mod7_moe_model, published_model, recipe
 
 THREE_SEEDS, FIVE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
+LATER_SEEDS = (50, 51, 52, 53, 54)
+"""Of rows that were added once the others were known."""
 _DIGITS = ChainTask()
 
 
@@ -58,6 +60,7 @@ BASELINE_SWEEPS = (
     Sweep(lengths=(2, 3, 4, 5, 6, 7, 8, 16, 32), loops=(1,), n_chains=5000),
     Sweep(lengths=(64, 128), loops=(1,), n_chains=1000),
 )
+FARTHER_SWEEPS = (*BASELINE_SWEEPS, Sweep(lengths=(512,), loops=(1,), n_chains=300))
 
 _EXPERTS = {"n_experts": 4, "n_experts_per_token": 2, "n_shared_experts": 1, "d_expert": 64}
 AS_PUBLISHED, DENSE, FINAL_RUNG = "as published", "GQA, dense", "GQA with experts"
@@ -158,17 +161,24 @@ BASELINES = {
     "transformer, same FLOPs, window of 2": (BaselineConfig(**_TEN_LAYERS, window=2), 5e-3),
     "LSTM": (BaselineConfig(kind="lstm", d_model=136), 1e-2),
     "GRU": (BaselineConfig(kind="gru", d_model=157), 5e-4),
+    "Elman RNN": (BaselineConfig(kind="rnn", d_model=270), 1e-3),
+    "tanh RNN": (BaselineConfig(kind="tanh_rnn", d_model=112, d_ff=448), 1e-3),
 }
 """Models and learning rates. Those of ten layers have the FLOPs of the final model at eight loops, the others its
 parameters. A rate is the best on long chains of 5e-4, 1e-3, 2e-3 and 5e-3 on seed 10, and beyond where the best stood
 at an end; with ten layers, the best on 7 and 8 digits of 5e-4, 1e-3 and 5e-3 (none does more on 16 than guess)."""
 
 
+LATER_BASELINES = ("Elman RNN", "tanh RNN")
+"""Those that came later, when the others had been trained; they are asked more."""
+
+
 def baselines(seed: int) -> list[Run]:
     return [
-        _run("baselines", name, seed, model, final_train(seed, lr=lr), BASELINE_SWEEPS)
+        _run("baselines", name, seed, model, final_train(seed, lr=lr),
+             FARTHER_SWEEPS if name in LATER_BASELINES else BASELINE_SWEEPS)
         for name, (model, lr) in BASELINES.items()
-    ]
+    ]  # fmt: skip
 
 
 _PARITY = ChainTask(modulus=2, n_symbols=2)
@@ -268,7 +278,10 @@ STUDIES = {
     "passing": (passing, THREE_SEEDS), "experiment": (experiment, FIVE_SEEDS),
 }  # fmt: skip
 """Each study's runs of one seed, and its seeds."""
-OTHER_SEEDS = {("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,), ("experiment", "fixed with experts"): (0,)}
+OTHER_SEEDS = {
+    ("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,), ("experiment", "fixed with experts"): (0,),
+    **{("baselines", name): LATER_SEEDS for name in LATER_BASELINES},
+}  # fmt: skip
 """The dense model is that of recipe ``hold``, whose five seeds the main job ran."""
 
 
@@ -285,7 +298,8 @@ def chosen_runs(studies: Iterable[str], rungs: Iterable[str] = (), seeds: Iterab
         check_choice("study", study, tuple(STUDIES))
     if seeds is not None:
         seeds = list(dict.fromkeys(check_int("seed", seed, 0, 2**32 - 1) for seed in seeds))
-    planned = sorted({seed for _, usual in STUDIES.values() for seed in usual})
+    usual = [*(own for _, own in STUDIES.values()), *OTHER_SEEDS.values()]
+    planned = sorted({seed for own in usual for seed in own})
     runs = [
         run
         for seed in (planned if seeds is None else seeds)

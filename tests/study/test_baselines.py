@@ -6,15 +6,19 @@ import math
 import pytest
 import torch
 
-from mythos_lite.config import TrainConfig
+from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.measure.sweep import evaluation_chains
+from mythos_lite.model.attention import attention_context
+from mythos_lite.model.block import Block
 from mythos_lite.study.baselines import KINDS, BaselineConfig, answer_loss, build_baseline, count_correct
 from mythos_lite.study.plan import BASELINES, FINAL
 from mythos_lite.task.chains import ChainTask
 from mythos_lite.training.trainer import StepStream, build_model, train
 
 TASK = ChainTask()
-SMALL = {kind: BaselineConfig(kind=kind, d_model=16, d_ff=16 if kind == "transformer" else 0) for kind in KINDS}
+SMALL = {
+    kind: BaselineConfig(kind=kind, d_model=32, d_ff=32 if kind in ("transformer", "tanh_rnn") else 0) for kind in KINDS
+}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -32,6 +36,18 @@ def test_output_depends_on_earlier_tokens_alone(kind):
     assert not torch.allclose(logits[0, 4], logits[1, 4])
 
 
+def test_cells_of_the_tanh_rnn_are_the_feed_forward_half_of_a_block_along_the_chain():
+    model = build_baseline(SMALL["tanh_rnn"], 0)
+    block, context = Block(config := ModelConfig(d_model=32, d_ff=32)), attention_context(config, 1, None, "cpu")
+    block.ffn, block.ffn_norm = model.cells.ffn, model.cells.norm
+    torch.nn.init.zeros_(block.attention.out.weight)
+    ids = torch.tensor([[7, 1, 2, 8]])
+    h = torch.zeros(1, 1, 32)
+    for position in range(4):
+        h = torch.tanh(block(h + model.embedding(ids[:, position : position + 1]), context)[0])
+        torch.testing.assert_close(model(ids)[:, position], model.head(h[:, 0]))
+
+
 @every_kind
 def test_weights_follow_from_the_seed_alone(kind):
     before = torch.get_rng_state()
@@ -43,14 +59,14 @@ def test_weights_follow_from_the_seed_alone(kind):
 
 @every_kind
 def test_training_sees_the_batches_of_a_looped_model_and_learns(kind, monkeypatch):
-    config = TrainConfig(steps=150, batch_size=64, min_digits=1, max_digits=2, lr=1e-2, warmup_steps=10, ema_decay=0.9)
+    config = TrainConfig(steps=300, batch_size=64, min_digits=1, max_digits=3, lr=1e-2, warmup_steps=10, ema_decay=0.9)
     asked, at = [], StepStream.at
     monkeypatch.setattr(StepStream, "at", lambda self, step: asked.append((self.config, step)) or at(self, step))
     model = build_baseline(SMALL[kind], 3)
     history = train(model, TASK, config, objective=answer_loss)
-    assert asked == [(config, step) for step in range(150)]
+    assert asked == [(config, step) for step in range(300)]
     assert history[-1]["loss"] < 1.0 < math.log(7)
-    chains = evaluation_chains(TASK, 2, 100)
+    chains = evaluation_chains(TASK, 3, 100)
     assert count_correct(model, TASK, chains) > len(chains) / 4
 
 
@@ -90,8 +106,9 @@ def test_window_of_a_stack_is_as_long_as_its_layers():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"kind": "rnn"}, "kind='rnn'"), ({"kind": "transformer"}, "d_ff=0"), ({"kind": "gru", "d_ff": 8}, "d_ff=8"),
-     ({"kind": "gru", "n_layers": 0}, "n_layers=0")],
+    [({"kind": "mlp"}, "kind='mlp'"), ({"kind": "transformer"}, "d_ff=0"), ({"kind": "gru", "d_ff": 8}, "d_ff=8"),
+     ({"kind": "gru", "n_layers": 0}, "n_layers=0"), ({"kind": "tanh_rnn"}, "d_ff=0"),
+     ({"kind": "rnn", "window": 2}, "window=2"), ({"kind": "tanh_rnn", "d_ff": 8, "n_layers": 2}, "n_layers=2")],
 )  # fmt: skip
 def test_impossible_baselines_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
