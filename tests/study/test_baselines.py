@@ -5,12 +5,20 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.measure.sweep import evaluation_chains
 from mythos_lite.model.attention import attention_context
 from mythos_lite.model.block import Block
-from mythos_lite.study.baselines import KINDS, BaselineConfig, answer_loss, build_baseline, count_correct
+from mythos_lite.study.baselines import (
+    KINDS,
+    BaselineConfig,
+    RecallConvolution,
+    answer_loss,
+    build_baseline,
+    count_correct,
+)
 from mythos_lite.study.plan import BASELINES, FINAL
 from mythos_lite.task.chains import ChainTask
 from mythos_lite.training.trainer import StepStream, build_model, train
@@ -26,7 +34,7 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "convolution"])
 def test_output_depends_on_earlier_tokens_alone(kind):
     model = build_baseline(SMALL[kind], 0)
     ids = torch.tensor([[7, 1, 2, 3, 8], [7, 1, 2, 4, 8]])
@@ -48,6 +56,49 @@ def test_cells_of_the_tanh_rnn_are_the_feed_forward_half_of_a_block_along_the_ch
         torch.testing.assert_close(model(ids)[:, position], model.head(h[:, 0]))
 
 
+def test_convolution_sees_one_position_more_to_either_side_with_every_iteration():
+    model = build_baseline(SMALL["convolution"], 0)
+    ids = torch.full((1, 31), 3)
+    other = ids.clone()
+    other[0, 15] = 4
+    for n_loops in (1, 2, 5):
+        changed = (model(ids, n_loops) != model(other, n_loops)).any(dim=-1)[0].nonzero().flatten()
+        assert changed.min() >= 15 - n_loops - 2
+        assert changed.max() <= 15 + n_loops + 2
+        assert len(changed) > n_loops
+
+
+def test_convolution_ties_its_weights_and_recalls_the_input():
+    model = build_baseline(SMALL["convolution"], 0)
+    ids = torch.tensor([[7, 1, 2, 3, 8]])
+    h = e = F.relu(model.project(model.embedding(ids).transpose(1, 2)))
+    for n_loops in (1, 2, 3):
+        u = F.relu(model.recall(torch.cat([h, e], dim=1)))
+        h = F.relu(u + model.down(F.relu(model.up(u))))
+        expected = model.head(F.relu(model.read(h)).transpose(1, 2))
+        torch.testing.assert_close(model(ids, n_loops), expected)
+
+
+def test_padding_changes_nothing_for_the_convolution_though_it_sees_to_the_right():
+    model, parts = (
+        build_baseline(SMALL["convolution"], 0),
+        [TASK.encode(torch.tensor([[1, 2, 3, 4][:n]])) for n in (1, 4)],
+    )
+    together = model(TASK.join(parts).token_ids, 3)
+    torch.testing.assert_close(together[0, 2], model(parts[0].token_ids, 3)[0, 2])
+    torch.testing.assert_close(together[1], model(parts[1].token_ids, 3)[0])
+
+
+def test_convolution_is_trained_and_asked_with_the_loops_that_are_said(monkeypatch):
+    seen, real = [], RecallConvolution.forward
+    monkeypatch.setattr(RecallConvolution, "forward", lambda self, ids, n: seen.append(n) or real(self, ids, n))
+    model, config = build_baseline(SMALL["convolution"], 0), TrainConfig(steps=20, batch_size=8, min_loops=3)
+    train(model, TASK, config, objective=answer_loss)
+    assert seen == [StepStream(TASK, config).at(step)[1] for step in range(20)]
+    count_correct(model, TASK, evaluation_chains(TASK, 4, 10), 7)
+    assert seen[20:] == [7]
+
+
 @every_kind
 def test_weights_follow_from_the_seed_alone(kind):
     before = torch.get_rng_state()
@@ -67,7 +118,7 @@ def test_training_sees_the_batches_of_a_looped_model_and_learns(kind, monkeypatc
     assert asked == [(config, step) for step in range(300)]
     assert history[-1]["loss"] < 1.0 < math.log(7)
     chains = evaluation_chains(TASK, 3, 100)
-    assert count_correct(model, TASK, chains) > len(chains) / 4
+    assert count_correct(model, TASK, chains, 4) > len(chains) / 4
 
 
 def test_average_of_weights_is_what_training_returns():
