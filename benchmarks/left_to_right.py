@@ -5,8 +5,8 @@
 One row per model, length and way: the loop at as many loops as digits, and ``run_left_to_right`` with one and with two
 calls per token, on the same held-out chains. ``same_answers``: on how many the answer is the loop's, right or wrong.
 Of one chain: ``calls`` of the core, all of them one after the other; ``token_evaluations``, positions that the core was
-given in these calls together; ``ms_alone``, milliseconds when it is run by itself (the median of five chains), and
-``ms_among_many``, its share of batches of a size that suits the way; one thread each.
+given in these calls together; ``ms_alone``, milliseconds of one thread when it is run by itself (the median of five
+chains), and ``ms_among_many``, its share of batches of a size that suits the way.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def measure(name: str, n_digits: int, n_chains: int) -> list[dict]:
     of_loop = torch.empty(0)
     for way_name, way in ways(model, n_digits).items():
         parts = batch.token_ids.split(max(1, TOKENS_AT_ONCE // (n_digits + 2 if way_name == "loop" else 2)))
-        started = time.perf_counter()
+        started = time.process_time()  # other processes on the machine do not count in it
         answers = torch.cat([way(ids).argmax(-1) for ids in parts])
-        among_many = (time.perf_counter() - started) / len(answers)
+        among_many = (time.process_time() - started) / len(answers)
         alone = []
         for ids in batch.token_ids[:5].split(1):
-            started = time.perf_counter()
+            started = time.process_time()
             way(ids)
-            alone.append(time.perf_counter() - started)
+            alone.append(time.process_time() - started)
         of_loop = answers if way_name == "loop" else of_loop  # which is the first
         n_correct = int((answers == batch.answers).sum())
         low, high = wilson_interval(n_correct, len(answers))
@@ -86,12 +86,12 @@ def measure(name: str, n_digits: int, n_chains: int) -> list[dict]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    source, started, rows = source_hash(), time.perf_counter(), []
+    source, started, rows = source_hash(), time.process_time(), []
     for name in MODELS:
         for n_digits, n_chains in LENGTHS.items():
             rows += measure(name, n_digits, n_chains)
             print(*rows[-3:], sep="\n", file=sys.stderr)
-    seconds = {"all": time.perf_counter() - started}
+    seconds = {"all, CPU": time.process_time() - started}
     command = ["python", "benchmarks/left_to_right.py"]
     found = {"rows": rows, "provenance": provenance(command, source, torch.device("cpu"), seconds)}
     text = json.dumps(found, indent=1) + "\n"
