@@ -5,9 +5,9 @@ name here              symbol and source
 =====================  ================================================================
 ``"lstm"``, ``"gru"``  Hochreiter & Schmidhuber 1997; Cho et al. 2014
 ``"rnn"``              h_t = tanh(W x_t + U h_{t−1} + b); Elman 1990
-``"tanh_rnn"``         h_t = tanh(u + SwiGLU(norm u)) with u = h_{t−1} + x_t: the looped
-                       model's tanh over the feed-forward half of its block, along the
-                       chain instead of along the loops
+``"tanh_rnn"``         h_t = tanh(h_{t−1} + SwiGLU(norm(h_{t−1} + x_t))): the looped
+                       model's tanh over the feed-forward of its block, along the chain
+                       instead of along the loops
 ``"convolution"``      a weight-tied convolution over state and input, iterated, with
                        *recall* of the input; Schwarzschild et al. 2021, Bansal et al. 2022
 =====================  ================================================================
@@ -92,7 +92,7 @@ class PlainTransformer(nn.Module):
 
 
 class TanhCells(nn.Module):
-    """h_t = tanh(u + SwiGLU(norm u)), u = h_{t−1} + x_t, from h_0 = 0; called as ``torch.nn.RNN`` is."""
+    """h_t = tanh(h_{t−1} + SwiGLU(norm(h_{t−1} + x_t))) from h_0 = 0; called as ``torch.nn.RNN`` is."""
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
@@ -103,8 +103,7 @@ class TanhCells(nn.Module):
         """(B, T, D) → the states (B, T, D), and the last one (B, D)."""
         h, states = torch.zeros_like(inputs[:, 0]), []
         for x in inputs.unbind(dim=1):
-            u = h + x
-            h = torch.tanh(u + self.ffn(self.norm(u)))
+            h = torch.tanh(h + self.ffn(self.norm(h + x)))
             states.append(h)
         return torch.stack(states, dim=1), h
 

@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mythos_lite.config import ModelConfig, TrainConfig
+from mythos_lite.config import TrainConfig
 from mythos_lite.measure.sweep import evaluation_chains
-from mythos_lite.model.attention import attention_context
-from mythos_lite.model.block import Block
 from mythos_lite.study.baselines import (
     KINDS,
     BaselineConfig,
@@ -44,16 +42,12 @@ def test_output_depends_on_earlier_tokens_alone(kind):
     assert not torch.allclose(logits[0, 4], logits[1, 4])
 
 
-def test_cells_of_the_tanh_rnn_are_the_feed_forward_half_of_a_block_along_the_chain():
-    model = build_baseline(SMALL["tanh_rnn"], 0)
-    block, context = Block(config := ModelConfig(d_model=32, d_ff=32)), attention_context(config, 1, None, "cpu")
-    block.ffn, block.ffn_norm = model.cells.ffn, model.cells.norm
-    torch.nn.init.zeros_(block.attention.out.weight)
+def test_tanh_rnn_is_a_gated_feed_forward_and_a_tanh_along_the_chain():
+    model, h = build_baseline(SMALL["tanh_rnn"], 0), torch.zeros(1, 32)
     ids = torch.tensor([[7, 1, 2, 8]])
-    h = torch.zeros(1, 1, 32)
     for position in range(4):
-        h = torch.tanh(block(h + model.embedding(ids[:, position : position + 1]), context)[0])
-        torch.testing.assert_close(model(ids)[:, position], model.head(h[:, 0]))
+        h = torch.tanh(h + model.cells.ffn(model.cells.norm(h + model.embedding(ids[:, position]))))
+        torch.testing.assert_close(model(ids)[:, position], model.head(h))
 
 
 def test_convolution_sees_one_position_more_to_either_side_with_every_iteration():
