@@ -1,6 +1,6 @@
 """The shipped models run token by token beside the loop: answers, work and time.
 
-    python benchmarks/left_to_right.py   # writes results/left_to_right.json; about 15 minutes
+    python benchmarks/left_to_right.py   # writes results/left_to_right.json; about 10 minutes
 
 One row per model, length and way: the loop at as many loops as digits, and ``run_left_to_right`` with one and with two
 calls per token, on the same held-out chains. ``same_answers``: on how many the answer is the loop's, right or wrong.
