@@ -136,7 +136,10 @@ def _worst(group: str, n_loops: int) -> Column:
 
 
 def _enough(group: str) -> Column:
-    return group, lambda entry: mean_and_worst(accuracies_with_enough_loops(entry, group))
+    def cell(entry: Entry) -> str:
+        return mean_and_worst(accuracies_with_enough_loops(entry, group)) if group in entry["correct"] else "–"
+
+    return group, cell
 
 
 def _range_of(key: str) -> Callable[[Entry], str]:

@@ -222,6 +222,7 @@ WIDER_BASELINES = {
     "GRU": ({"d_model": 261}, 5e-4),
     "Elman RNN": ({"d_model": 429}, 1e-3),
     "tanh RNN": ({"d_model": 192, "d_ff": 744}, 5e-3),
+    CONVOLUTION: ({"d_model": 176}, 1e-3),
 }
 """Widths with the parameters of the looped model of S5, and learning rates."""
 
@@ -231,12 +232,13 @@ def baseline_tasks(seed: int) -> list[Run]:
     runs = []
     for task_name in BASELINE_TASKS:
         task, changes, trainings = TASKS[task_name]
-        for name in RECURRENT:
+        for name in WIDER_BASELINES if changes else RECURRENT:
             model, lr = BASELINES[name]
             wider, lr = WIDER_BASELINES[name] if changes else ({}, lr)
             model = dataclasses.replace(model, vocab_size=task.vocab_size, **wider)
             *before, train = (final_train(seed, **{**training, "lr": lr}) for training in trainings)
-            given = (f"{task_name}: {name}", seed, model, train, BASELINE_TASK_SWEEPS)
+            sweeps = TASK_SWEEPS if name == CONVOLUTION else BASELINE_TASK_SWEEPS
+            given = (f"{task_name}: {name}", seed, model, train, sweeps)
             runs.append(_run("baseline-tasks", *given, task=task, before=tuple(before)))
     return runs
 
