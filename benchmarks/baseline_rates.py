@@ -1,13 +1,16 @@
 """How a learning rate suits a baseline, on a seed that no table uses, for weights, batches and chains.
 
-    python benchmarks/baseline_rates.py GRU --lr 5e-4 --steps 2000
+    python benchmarks/baseline_rates.py GRU --lr 5e-4
+    python benchmarks/baseline_rates.py "S5, then on 8 elements: GRU" --lr 5e-4
 
-Prints one line of JSON; the lines behind the numbers in ``results/README.md`` are in ``results/tuning.jsonl``.
+A model with a loop is asked with as many loops as digits. Prints one line of JSON; the lines behind the numbers in
+``results/README.md`` are in ``results/tuning.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 
@@ -15,28 +18,30 @@ import torch
 
 from mythos_lite.measure.sweep import evaluation_chains
 from mythos_lite.study.baselines import answer_loss, build_baseline, count_correct
-from mythos_lite.study.plan import BASELINES, final_train
-from mythos_lite.task.chains import ChainTask
+from mythos_lite.study.plan import baseline_tasks, baselines
 from mythos_lite.training.trainer import train
 
 LENGTHS = (6, 7, 8, 16, 32, 64, 128)
 SEED = 10
-"""Of training and of the chains: the study uses 0 to 4, and 1."""
+"""Of training and of the chains: the study uses 0 to 4 and 50 to 54, and 1."""
 
 
 def main() -> None:
+    runs = {run.rung: run for run in (*baselines(SEED), *baseline_tasks(SEED))}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("baseline", choices=BASELINES)
+    parser.add_argument("baseline", choices=runs, metavar="ROW", help="; ".join(runs))
     parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, help="of the last training; by default the row's")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    task, model, started = ChainTask(), build_baseline(BASELINES[args.baseline][0], SEED), time.process_time()
-    config = final_train(SEED, lr=args.lr, steps=args.steps)
-    train(model, task, config, objective=answer_loss, progress=False)
+    run, started = runs[args.baseline], time.process_time()
+    args.steps = args.steps or run.train.steps
+    model = build_baseline(run.model, SEED)
+    for config in (*run.before, dataclasses.replace(run.train, steps=args.steps)):
+        train(model, run.task, dataclasses.replace(config, lr=args.lr), objective=answer_loss, progress=False)
     took = time.process_time() - started
-    chains = {n: evaluation_chains(task, n, 1000, SEED) for n in LENGTHS}
-    accuracy = {n: round(count_correct(model, task, c) / len(c), 3) for n, c in chains.items()}
+    chains = {n: evaluation_chains(run.task, n, 1000, SEED) for n in LENGTHS}
+    accuracy = {n: round(count_correct(model, run.task, c, n) / len(c), 3) for n, c in chains.items()}
     print(json.dumps({**vars(args), "seed": SEED, "cpu_seconds": round(took), "accuracy": accuracy}))
 
 

@@ -57,6 +57,13 @@ def task_table(summary: dict) -> str:
     return _table("task", named, columns)
 
 
+def baseline_task_table(summary: dict) -> str:
+    """Recurrent networks on other groups."""
+    columns = [("seeds", _seeds), ("parameters", _parameters)]
+    columns += [_enough(group) for group in ("3–5", "6–8", "16", "32", "64", "128", "512")]
+    return _table("task: model", summary["baseline-tasks"], columns)
+
+
 def rest_table(summary: dict) -> str:
     """Does the state come to rest, and do errors fade along the chain? Beside accuracy, over the settings and tasks."""
     settings = {f"final, {name}": entry for name, entry in summary["final"].items()} | summary["removal"]
@@ -97,7 +104,8 @@ def cost_table(summary: dict) -> str:
 
 TABLES = {
     "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
-    "baselines": baseline_table, "tasks": task_table, "rest": rest_table, "spread": spread_table, "cost": cost_table,
+    "baselines": baseline_table, "tasks": task_table,
+    "baseline tasks": baseline_task_table, "rest": rest_table, "spread": spread_table, "cost": cost_table,
 }  # fmt: skip
 
 
@@ -128,7 +136,10 @@ def _worst(group: str, n_loops: int) -> Column:
 
 
 def _enough(group: str) -> Column:
-    return group, lambda entry: mean_and_worst(accuracies_with_enough_loops(entry, group))
+    def cell(entry: Entry) -> str:
+        return mean_and_worst(accuracies_with_enough_loops(entry, group)) if group in entry["correct"] else "–"
+
+    return group, cell
 
 
 def _range_of(key: str) -> Callable[[Entry], str]:

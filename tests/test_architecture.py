@@ -18,7 +18,7 @@ ROOMS = {
     "files": ["json_files", "atomic", "provenance", "checkpoint"],
     "model": ["modes", "layers", "cache", "attention", "moe", "block", "injection", "halting", "loop"],
     "task": ["chains", "loss"],
-    "measure": ["spectral", "sweep", "plots"],
+    "measure": ["spectral", "sweep", "left_to_right", "plots"],
     "training": ["recipes", "state", "trainer"],
     "study": ["baselines", "run", "plan", "records", "workers", "report", "experiment"],
     "lessons": [

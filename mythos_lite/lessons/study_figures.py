@@ -16,6 +16,8 @@ from mythos_lite.measure.sweep import make_row
 from mythos_lite.study.plan import FINAL_RUNG, passing, windows
 
 CHANCE = 1 / 7
+_BESIDE = ("transformer, same parameters", "LSTM", "GRU", "Elman RNN", "tanh RNN")
+"""The baselines of one figure; the others are transformers that guess on long chains too, and a convolution."""
 
 
 def how_far(summary: dict, measured: Mapping[str, Mapping[int, Sequence[float]]] | None = None) -> Figure:
@@ -23,7 +25,7 @@ def how_far(summary: dict, measured: Mapping[str, Mapping[int, Sequence[float]]]
 
     ``measured``: further lines, name → length → one accuracy per seed.
     """
-    entries = {"looped": summary["final"][FINAL_RUNG], **summary["baselines"]}
+    entries = {"looped": summary["final"][FINAL_RUNG], **{name: summary["baselines"][name] for name in _BESIDE}}
     lines = {
         name: {n: accuracies_with_enough_loops(entry, str(n)) for n in (5, 8, 16, 32, 64, 128)}
         for name, entry in entries.items()

@@ -1,17 +1,18 @@
 """Which runs there are: every rung of every study, as configurations.
 
-=============  ======================================================================================
-study          question
-=============  ======================================================================================
-``ladder``     from the published setting to the final one, one change after the other: what mends it?
-``removal``    the final setting less one thing: what does it need?
-``final``      the final setting with three models, five seeds, many chains: how far does it go?
-``baselines``  a plain transformer, an LSTM, a GRU on the same batches: what would one use instead?
-``tasks``      the same code on other groups: is it a counting trick?
-``windows``    wider windows: are the loops needed those that the window predicts?
-``passing``    parity, asked after every loop: does the right answer stay?
-``experiment`` the recipes of the main job, as they are
-=============  ======================================================================================
+==================  ======================================================================================
+study               question
+==================  ======================================================================================
+``ladder``          from the published setting to the final one, one change after the other: what mends it?
+``removal``         the final setting less one thing: what does it need?
+``final``           the final setting with three models, five seeds, many chains: how far does it go?
+``baselines``       plain transformers and recurrent networks on the same batches: what would one use instead?
+``tasks``           the same code on other groups: is it a counting trick?
+``baseline-tasks``  recurrent networks on some of these groups: do they go as far?
+``windows``         wider windows: are the loops needed those that the window predicts?
+``passing``         parity, asked after every loop: does the right answer stay?
+``experiment``      the recipes of the main job, as they are
+==================  ======================================================================================
 
 The final setting is the training of recipe ``hold``. Its model is grouped-query attention with two key/value
 heads, four routed experts of which two are chosen, and a shared one; ``final`` also runs the other two models.
@@ -29,6 +30,8 @@ from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.training.recipes import RECIPES, Sweep, mod7_model, mod7_moe_model, published_model, recipe
 
 THREE_SEEDS, FIVE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
+LATER_SEEDS = (50, 51, 52, 53, 54)
+"""Of rows that were added once the others were known."""
 _DIGITS = ChainTask()
 
 
@@ -58,6 +61,8 @@ BASELINE_SWEEPS = (
     Sweep(lengths=(2, 3, 4, 5, 6, 7, 8, 16, 32), loops=(1,), n_chains=5000),
     Sweep(lengths=(64, 128), loops=(1,), n_chains=1000),
 )
+FARTHER_SWEEPS = (*BASELINE_SWEEPS, Sweep(lengths=(512,), loops=(1,), n_chains=300))
+CONVOLUTION_SWEEPS = (*_SHORT, *(Sweep(lengths=(n,), loops=(4, 8, n, 2 * n), n_chains=300) for n in (16, 32, 64, 128)))
 
 _EXPERTS = {"n_experts": 4, "n_experts_per_token": 2, "n_shared_experts": 1, "d_expert": 64}
 AS_PUBLISHED, DENSE, FINAL_RUNG = "as published", "GQA, dense", "GQA with experts"
@@ -151,6 +156,7 @@ def final(seed: int) -> list[Run]:
     return [_run("final", name, seed, model, final_train(seed), FINAL_SWEEPS) for name, model in MODELS.items()]
 
 
+CONVOLUTION = "convolution with recall"
 _TEN_LAYERS = {"kind": "transformer", "n_layers": 10, "d_ff": 176}
 BASELINES = {
     "transformer, same parameters": (BaselineConfig(kind="transformer", n_layers=3, d_ff=178), 5e-3),
@@ -158,15 +164,22 @@ BASELINES = {
     "transformer, same FLOPs, window of 2": (BaselineConfig(**_TEN_LAYERS, window=2), 5e-3),
     "LSTM": (BaselineConfig(kind="lstm", d_model=136), 1e-2),
     "GRU": (BaselineConfig(kind="gru", d_model=157), 5e-4),
+    "Elman RNN": (BaselineConfig(kind="rnn", d_model=270), 1e-3),
+    "tanh RNN": (BaselineConfig(kind="tanh_rnn", d_model=112, d_ff=448), 5e-3),
+    CONVOLUTION: (BaselineConfig(kind="convolution", d_model=104), 1e-3),
 }
 """Models and learning rates. Those of ten layers have the FLOPs of the final model at eight loops, the others its
 parameters. A rate is the best on long chains of 5e-4, 1e-3, 2e-3 and 5e-3 on seed 10, and beyond where the best stood
 at an end; with ten layers, the best on 7 and 8 digits of 5e-4, 1e-3 and 5e-3 (none does more on 16 than guess)."""
 
 
+LATER_BASELINES = {"Elman RNN": FARTHER_SWEEPS, "tanh RNN": FARTHER_SWEEPS, CONVOLUTION: CONVOLUTION_SWEEPS}
+"""Those that came later, when the others had been trained, and what they are asked."""
+
+
 def baselines(seed: int) -> list[Run]:
     return [
-        _run("baselines", name, seed, model, final_train(seed, lr=lr), BASELINE_SWEEPS)
+        _run("baselines", name, seed, model, final_train(seed, lr=lr), LATER_BASELINES.get(name, BASELINE_SWEEPS))
         for name, (model, lr) in BASELINES.items()
     ]
 
@@ -195,6 +208,38 @@ def tasks(seed: int) -> list[Run]:
         model = dataclasses.replace(FINAL, vocab_size=task.vocab_size, pad_token_id=task.pad_id, **changes)
         *before, train = (final_train(seed, **training) for training in trainings)
         runs.append(_run("tasks", name, seed, model, train, TASK_SWEEPS, task=task, before=tuple(before)))
+    return runs
+
+
+RECURRENT = ("LSTM", "GRU", "Elman RNN", "tanh RNN")
+BASELINE_TASKS = ("parity", "parity, trained on 8 bits", "S3", "S5, then on 8 elements")
+BASELINE_TASK_SWEEPS = (
+    *(Sweep(lengths=asked.lengths, loops=(1,), n_chains=asked.n_chains) for asked in TASK_SWEEPS),
+    *(Sweep(lengths=(n,), loops=(1,), n_chains=300) for n in (128, 512)),
+)
+WIDER_BASELINES = {
+    "LSTM": ({"d_model": 228}, 1e-2),
+    "GRU": ({"d_model": 261}, 5e-4),
+    "Elman RNN": ({"d_model": 429}, 1e-3),
+    "tanh RNN": ({"d_model": 192, "d_ff": 744}, 5e-3),
+    CONVOLUTION: ({"d_model": 176}, 1e-3),
+}
+"""Widths with the parameters of the looped model of S5, and learning rates."""
+
+
+def baseline_tasks(seed: int) -> list[Run]:
+    """On the batches of the looped model: its steps and lengths."""
+    runs = []
+    for task_name in BASELINE_TASKS:
+        task, changes, trainings = TASKS[task_name]
+        for name in WIDER_BASELINES if changes else RECURRENT:
+            model, lr = BASELINES[name]
+            wider, lr = WIDER_BASELINES[name] if changes else ({}, lr)
+            model = dataclasses.replace(model, vocab_size=task.vocab_size, **wider)
+            *before, train = (final_train(seed, **{**training, "lr": lr}) for training in trainings)
+            sweeps = TASK_SWEEPS if name == CONVOLUTION else BASELINE_TASK_SWEEPS
+            given = (f"{task_name}: {name}", seed, model, train, sweeps)
+            runs.append(_run("baseline-tasks", *given, task=task, before=tuple(before)))
     return runs
 
 
@@ -264,11 +309,15 @@ def _run(study, rung, seed, model, train, sweeps=LADDER_SWEEPS, *, task: Task = 
 
 STUDIES = {
     "ladder": (ladder, THREE_SEEDS), "removal": (removal, THREE_SEEDS), "final": (final, FIVE_SEEDS),
-    "baselines": (baselines, FIVE_SEEDS), "tasks": (tasks, THREE_SEEDS), "windows": (windows, (0,)),
+    "baselines": (baselines, FIVE_SEEDS), "tasks": (tasks, THREE_SEEDS),
+    "baseline-tasks": (baseline_tasks, LATER_SEEDS[:3]), "windows": (windows, (0,)),
     "passing": (passing, THREE_SEEDS), "experiment": (experiment, FIVE_SEEDS),
 }  # fmt: skip
 """Each study's runs of one seed, and its seeds."""
-OTHER_SEEDS = {("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,), ("experiment", "fixed with experts"): (0,)}
+OTHER_SEEDS = {
+    ("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,), ("experiment", "fixed with experts"): (0,),
+    **{("baselines", name): LATER_SEEDS for name in LATER_BASELINES},
+}  # fmt: skip
 """The dense model is that of recipe ``hold``, whose five seeds the main job ran."""
 
 
@@ -285,7 +334,8 @@ def chosen_runs(studies: Iterable[str], rungs: Iterable[str] = (), seeds: Iterab
         check_choice("study", study, tuple(STUDIES))
     if seeds is not None:
         seeds = list(dict.fromkeys(check_int("seed", seed, 0, 2**32 - 1) for seed in seeds))
-    planned = sorted({seed for _, usual in STUDIES.values() for seed in usual})
+    usual = [*(own for _, own in STUDIES.values()), *OTHER_SEEDS.values()]
+    planned = sorted({seed for own in usual for seed in own})
     runs = [
         run
         for seed in (planned if seeds is None else seeds)

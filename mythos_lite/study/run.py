@@ -148,7 +148,7 @@ def _asked(run: Run) -> list[list[int]]:
 
 
 def _count(model: nn.Module, run: Run, asked: Sweep) -> list[list[int]]:
-    """Rows of counts for one sweep; a model without a loop is asked once per length."""
+    """Rows of counts for one sweep; that of a model without a loop asks for one loop."""
     if isinstance(model, RecurrentDepthTransformer):
         rows = sweep(
             model, run.task, asked.lengths, asked.loops, n_chains=asked.n_chains, seed=run.chains_seed,
@@ -156,7 +156,7 @@ def _count(model: nn.Module, run: Run, asked: Sweep) -> list[list[int]]:
         )  # fmt: skip
         return [[row[key] for key in ("n_digits", "n_loops", "n_chains", "n_correct")] for row in rows]
     chains = [_chains(run, n, asked.n_chains) for n in asked.lengths]
-    return [[c.shape[1], 1, len(c), count_correct(model, run.task, c)] for c in chains]
+    return [[c.shape[1], t, len(c), count_correct(model, run.task, c, t)] for c in chains for t in asked.loops]
 
 
 def _chains(run: Run, n_digits: int, n_chains: int) -> torch.Tensor:

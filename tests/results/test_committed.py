@@ -1,5 +1,6 @@
 """Checks of committed data: what the records hold, and what is said of them. Only the shipped models are run here."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from mythos_lite import ChainTask, ConvergenceExit, RecurrentDepthTransformer
 from mythos_lite.files.checkpoint import SHIPPED, WEIGHTS_FILE, open_checkpoint, shipped_names
+from mythos_lite.measure.left_to_right import run_left_to_right
 from mythos_lite.measure.sweep import evaluation_chains, expert_shares, pool, sweep
 from mythos_lite.study.plan import FINAL_SWEEPS
 from mythos_lite.study.records import read_record, rows_of
@@ -121,6 +123,32 @@ def test_model_card_says_what_the_record_says(name):
         assert all(f"{row['accuracy']:.4f}" == accuracy for row in asked)
     assert f"| parameters | {record['n_parameters']:,} in float32 |" in card
     assert f"`{record['provenance']['command']}`" in card
+
+
+@every_checkpoint
+def test_left_to_right_the_shipped_model_does_what_its_record_says(name):
+    """On the shorter of the chains that it was measured on; ``benchmarks/left_to_right.py``."""
+    found = json.loads((ROOT / "results" / "left_to_right.json").read_text(encoding="utf-8"))
+    said = {(row["n_digits"], row["way"]): row for row in found["rows"] if row["model"] == name}
+    assert {n for n, _ in said} == {8, 64, 128, 512}
+    assert found["provenance"].keys() >= {"command", "source", "git", "torch", "cpu", "seconds"}
+    model = RecurrentDepthTransformer.from_pretrained(name)
+    for n in (8, 64):
+        batch = TASK.encode(evaluation_chains(TASK, n, said[n, "loop"]["n_chains"], seed=1))
+        for calls, way in ((1, "left to right, 1 call"), (2, "left to right, 2 calls")):
+            answers = run_left_to_right(model, batch.token_ids, calls_per_token=calls)[:, -1].argmax(-1)
+            share = (answers == batch.answers).float().mean().item()
+            assert share == pytest.approx(said[n, way]["n_correct"] / said[n, way]["n_chains"], abs=0.01)
+
+
+@every_checkpoint
+def test_left_to_right_takes_as_many_calls_as_the_loop_and_a_fraction_of_its_work(name):
+    found = json.loads((ROOT / "results" / "left_to_right.json").read_text(encoding="utf-8"))
+    for row in (row for row in found["rows"] if row["model"] == name):
+        n, calls = row["n_digits"], {"left to right, 1 call": 1, "left to right, 2 calls": 2}.get(row["way"])
+        expected = (calls * (n + 2), calls * (2 * (n + 2) - 1)) if calls else (n, n * (n + 2))
+        assert (row["calls"], row["token_evaluations"]) == expected
+        assert row["same_answers"] >= 0.99 * row["n_chains"]
 
 
 @torch.no_grad()

@@ -36,12 +36,11 @@ def made_up(run, share):
 
 @pytest.fixture(scope="module")
 def whole_plan():
-    """The plan's first two seeds, right on .4 and on .8 of the chains."""
-    records = [
-        made_up(run, 0.4 + 0.4 * run.seed)
-        for run in chosen_runs(study for study in STUDIES if study != "experiment")
-        if run.seed < 2
-    ]
+    """The first two seeds of each rung, right on .4 and on .8 of the chains."""
+    rungs: dict = {}
+    for run in chosen_runs(study for study in STUDIES if study != "experiment"):
+        rungs.setdefault((run.study, run.rung), []).append(run)
+    records = [made_up(run, share) for runs in rungs.values() for run, share in zip(runs[:2], (0.4, 0.8), strict=False)]
     return summarise(sorted(records, key=lambda r: list(STUDIES).index(r["study"])))
 
 

@@ -5,16 +5,26 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mythos_lite.config import TrainConfig
 from mythos_lite.measure.sweep import evaluation_chains
-from mythos_lite.study.baselines import KINDS, BaselineConfig, answer_loss, build_baseline, count_correct
+from mythos_lite.study.baselines import (
+    KINDS,
+    BaselineConfig,
+    RecallConvolution,
+    answer_loss,
+    build_baseline,
+    count_correct,
+)
 from mythos_lite.study.plan import BASELINES, FINAL
 from mythos_lite.task.chains import ChainTask
 from mythos_lite.training.trainer import StepStream, build_model, train
 
 TASK = ChainTask()
-SMALL = {kind: BaselineConfig(kind=kind, d_model=16, d_ff=16 if kind == "transformer" else 0) for kind in KINDS}
+SMALL = {
+    kind: BaselineConfig(kind=kind, d_model=32, d_ff=32 if kind in ("transformer", "tanh_rnn") else 0) for kind in KINDS
+}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -22,7 +32,7 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "convolution"])
 def test_output_depends_on_earlier_tokens_alone(kind):
     model = build_baseline(SMALL[kind], 0)
     ids = torch.tensor([[7, 1, 2, 3, 8], [7, 1, 2, 4, 8]])
@@ -30,6 +40,57 @@ def test_output_depends_on_earlier_tokens_alone(kind):
     assert logits.shape == (2, 5, 10)
     torch.testing.assert_close(logits[0, :3], logits[1, :3])
     assert not torch.allclose(logits[0, 4], logits[1, 4])
+
+
+def test_tanh_rnn_is_a_gated_feed_forward_and_a_tanh_along_the_chain():
+    model, h = build_baseline(SMALL["tanh_rnn"], 0), torch.zeros(1, 32)
+    ids = torch.tensor([[7, 1, 2, 8]])
+    for position in range(4):
+        h = torch.tanh(h + model.cells.ffn(model.cells.norm(h + model.embedding(ids[:, position]))))
+        torch.testing.assert_close(model(ids)[:, position], model.head(h))
+
+
+def test_convolution_sees_one_position_more_to_either_side_with_every_iteration():
+    model = build_baseline(SMALL["convolution"], 0)
+    ids = torch.full((1, 31), 3)
+    other = ids.clone()
+    other[0, 15] = 4
+    for n_loops in (1, 2, 5):
+        changed = (model(ids, n_loops) != model(other, n_loops)).any(dim=-1)[0].nonzero().flatten()
+        assert changed.min() >= 15 - n_loops - 2
+        assert changed.max() <= 15 + n_loops + 2
+        assert len(changed) > n_loops
+
+
+def test_convolution_ties_its_weights_and_recalls_the_input():
+    model = build_baseline(SMALL["convolution"], 0)
+    ids = torch.tensor([[7, 1, 2, 3, 8]])
+    h = e = F.relu(model.project(model.embedding(ids).transpose(1, 2)))
+    for n_loops in (1, 2, 3):
+        u = F.relu(model.recall(torch.cat([h, e], dim=1)))
+        h = F.relu(u + model.down(F.relu(model.up(u))))
+        expected = model.head(F.relu(model.read(h)).transpose(1, 2))
+        torch.testing.assert_close(model(ids, n_loops), expected)
+
+
+def test_padding_changes_nothing_for_the_convolution_though_it_sees_to_the_right():
+    model, parts = (
+        build_baseline(SMALL["convolution"], 0),
+        [TASK.encode(torch.tensor([[1, 2, 3, 4][:n]])) for n in (1, 4)],
+    )
+    together = model(TASK.join(parts).token_ids, 3)
+    torch.testing.assert_close(together[0, 2], model(parts[0].token_ids, 3)[0, 2])
+    torch.testing.assert_close(together[1], model(parts[1].token_ids, 3)[0])
+
+
+def test_convolution_is_trained_and_asked_with_the_loops_that_are_said(monkeypatch):
+    seen, real = [], RecallConvolution.forward
+    monkeypatch.setattr(RecallConvolution, "forward", lambda self, ids, n: seen.append(n) or real(self, ids, n))
+    model, config = build_baseline(SMALL["convolution"], 0), TrainConfig(steps=20, batch_size=8, min_loops=3)
+    train(model, TASK, config, objective=answer_loss)
+    assert seen == [StepStream(TASK, config).at(step)[1] for step in range(20)]
+    count_correct(model, TASK, evaluation_chains(TASK, 4, 10), 7)
+    assert seen[20:] == [7]
 
 
 @every_kind
@@ -43,15 +104,15 @@ def test_weights_follow_from_the_seed_alone(kind):
 
 @every_kind
 def test_training_sees_the_batches_of_a_looped_model_and_learns(kind, monkeypatch):
-    config = TrainConfig(steps=150, batch_size=64, min_digits=1, max_digits=2, lr=1e-2, warmup_steps=10, ema_decay=0.9)
+    config = TrainConfig(steps=300, batch_size=64, min_digits=1, max_digits=3, lr=1e-2, warmup_steps=10, ema_decay=0.9)
     asked, at = [], StepStream.at
     monkeypatch.setattr(StepStream, "at", lambda self, step: asked.append((self.config, step)) or at(self, step))
     model = build_baseline(SMALL[kind], 3)
     history = train(model, TASK, config, objective=answer_loss)
-    assert asked == [(config, step) for step in range(150)]
+    assert asked == [(config, step) for step in range(300)]
     assert history[-1]["loss"] < 1.0 < math.log(7)
-    chains = evaluation_chains(TASK, 2, 100)
-    assert count_correct(model, TASK, chains) > len(chains) / 4
+    chains = evaluation_chains(TASK, 3, 100)
+    assert count_correct(model, TASK, chains, 4) > len(chains) / 4
 
 
 def test_average_of_weights_is_what_training_returns():
@@ -90,8 +151,9 @@ def test_window_of_a_stack_is_as_long_as_its_layers():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"kind": "rnn"}, "kind='rnn'"), ({"kind": "transformer"}, "d_ff=0"), ({"kind": "gru", "d_ff": 8}, "d_ff=8"),
-     ({"kind": "gru", "n_layers": 0}, "n_layers=0")],
+    [({"kind": "mlp"}, "kind='mlp'"), ({"kind": "transformer"}, "d_ff=0"), ({"kind": "gru", "d_ff": 8}, "d_ff=8"),
+     ({"kind": "gru", "n_layers": 0}, "n_layers=0"), ({"kind": "tanh_rnn"}, "d_ff=0"),
+     ({"kind": "rnn", "window": 2}, "window=2"), ({"kind": "tanh_rnn", "d_ff": 8, "n_layers": 2}, "n_layers=2")],
 )  # fmt: skip
 def test_impossible_baselines_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):

@@ -92,7 +92,7 @@ def test_seed_of_the_run_is_that_of_its_first_weights(monkeypatch):
 @pytest.mark.parametrize("chains_seed", [0, 1])
 def test_questions_are_asked_on_the_chains_of_the_runs_own_seed(one, chains_seed, monkeypatch):
     asked = []
-    monkeypatch.setattr(run, "count_correct", lambda model, task, chains: asked.append(chains) or 0)
+    monkeypatch.setattr(run, "count_correct", lambda model, task, chains, n_loops: asked.append(chains) or 0)
     real = run.sweep
     monkeypatch.setattr(
         run, "sweep", lambda *given, **options: asked.append(options["seed"]) or real(*given, **options)
