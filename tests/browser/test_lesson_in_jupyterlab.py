@@ -44,7 +44,9 @@ def server(tmp_path):
     ]  # fmt: skip
     with log.open("w") as file:
         folders = {f"JUPYTERLAB_{name}_DIR": str(tmp_path / name.lower()) for name in ("SETTINGS", "WORKSPACES")}
-        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **folders, "CI": "1"})
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, **folders, "CI": "1", "OMP_NUM_THREADS": "1"}
+        )
     try:
         yield wait_for_address(log)
     finally:
