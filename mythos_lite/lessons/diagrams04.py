@@ -17,7 +17,7 @@ def _errors(d: Diagram, x: float, y: float, width: float, height: float, angle: 
 
 
 def linearisation() -> Figure:
-    """A circle of errors around a fixed point, before a turn and after one and two."""
+    """A circle of errors around a fixed point, before the map and after one step and two."""
     d = Diagram(78, 29, "Near a fixed point h* the map is a matrix:  F(h* + δ) ≈ h* + J δ")
     panels = (
         (2, "contracting", "all |λ| < 1: errors die out in the end", ((10, 10, 0), (7.5, 4.5, 25), (5, 2.2, 50))),
@@ -25,14 +25,14 @@ def linearisation() -> Figure:
     )
     for x, name, words, sizes in panels:
         d.text(x + 17.5, 2.5, name, bold=True)
-        for turn, (size, where) in enumerate(zip(sizes, (5.5, 17.5, 29.5), strict=True)):
-            _errors(d, x + where, 13, *size, "state" if turn == 0 else "chosen")
-            d.text(x + where, 21.5, ("δ", "J δ", "J² δ")[turn], size=9)
-            if turn:
+        for step, (size, where) in enumerate(zip(sizes, (5.5, 17.5, 29.5), strict=True)):
+            _errors(d, x + where, 13, *size, "state" if step == 0 else "chosen")
+            d.text(x + where, 21.5, ("δ", "J δ", "J² δ")[step], size=9)
+            if step:
                 d.arrow((x + where - 7.6, 21.5), (x + where - 3.6, 21.5), "F", beside=(0, -1.4))
         d.text(x + 17.5, 24.5, words, size=8)
     d.axes.axvline(39.5, ymin=0.2, ymax=0.95, color="0.7", linewidth=0.8)
-    d.key(3, 27.8, state="all errors of one size, before", chosen="the same after a turn")
+    d.key(3, 27.8, state="all errors of one size, before", chosen="the same after a step or two")
     d.text(64.5, 27.8, "•  h*, the fixed point", size=8)
     return d.figure
 
@@ -76,7 +76,7 @@ def monitor_in_training() -> Figure:
     d.box(44, 18, 22, 6, "Monitor.watch\none record per step", kind="chosen", size=9)
     d.arrow(loss.bottom, (48, 18), "loss", beside=(-3.6, 0.5))
     d.arrow(back.bottom, (54, 18), "gradient norm", beside=(6.6, 0.2))
-    d.arrow((66, 20), (73, 11), "alarm: stop", kind="chosen", beside=(7.2, 1.2))
+    d.arrow((66, 20), (73, 11), "alarm: calm", kind="chosen", beside=(7.2, 1.2))
     d.text(1, 26, "its walk", bold=True, align="left")
     states = [d.box(1 + 17 * i, 29, 8, 4, name, kind="state", size=8) for i, name in enumerate(("h₀", "h₁", "h₂"))]
     errors = [d.box(1 + 17 * i, 37, 8, 4, name, kind="cached", size=8) for i, name in enumerate(("v₀", "v₁", "v₂"))]
@@ -86,11 +86,11 @@ def monitor_in_training() -> Figure:
             errors[place].right, errors[place + 1].left, f"J at h{'₀₁'[place]}, then length 1", size=7, beside=(0, 3.2)
         )
         d.arrow(states[place].bottom, (5 + 17 * place + 8, 38.2), kind="state", dashed=True, bend=0.15)
-    d.text(47, 31, "…  h_n", size=9)
-    d.text(47, 39, "…  v_n", size=9)
-    d.arrow((51, 30), (52, 24), "residual", beside=(-5.2, 0.6))
-    d.arrow((51, 38), (60, 24), "growth", beside=(5.2, 1.5))
-    d.text(71, 33, "F: one turn of the loop\nh: the state of a probe chain\nv: an error carried along", size=8)
+    d.text(50.5, 31, "…  $h_{n-1}$    $h_n$", size=9)
+    d.text(50.5, 39, "…  $v_{n-1}$   $v_n$", size=9)
+    d.arrow((52.6, 31), (52.6, 24), "residual", beside=(-4.8, -0.6))
+    d.arrow((56.6, 38.2), (62, 24), "growth", beside=(4.6, -1.5))
+    d.text(71, 37, "F: one loop\nh: the state of the probe chain\nv: an error carried along", size=8)
     return d.figure
 
 

@@ -39,19 +39,20 @@ def _fault_in_steps(answer: Callable) -> str | None:
             if is_number(got) and got < 0:
                 return f"{where}; a number of steps is not negative: both logarithms are"
             return where
+    if fault := difference(answer(0.5, 0.01, 0.1), 0):
+        return f"an error that is small enough already needs no step: {fault}"
     return None
 
 
 def _fault_in_exact_steps(answer: Callable) -> str | None:
-    if fault := difference(answer(0.5, 0.01, 0.1), 0):
-        return f"an error that is small enough already needs no step: {fault}"
     fine = 1 - 2**-10
     powers = [(0.5, 1.0, 2), (0.5, 8.0, 5), (0.5, 0.1, 0), (0.5, 3.0, 30), (0.25, 1.0, 7)]
     powers += [(0.75, 1.0, 3), (0.75, 1.0, 6), (0.625, 1.0, 5), (fine, 1.0, 5)]
     for radius, start, steps in powers:  # all of these are exact in binary
         target = start * radius**steps
         if fault := difference(answer(radius, start, target), steps):
-            where = f"for radius={radius:g}, start={start:g}, target={target:g}, the {steps}th power exactly: {fault}"
+            power = {2: "2nd", 3: "3rd"}.get(steps, f"{steps}th")
+            where = f"for radius={radius:g}, start={start:g}, target={target:g}, the {power} power exactly: {fault}"
             if is_number(got := answer(radius, start, target)) and got == steps + 1:
                 return (
                     f"{where}; “at most” takes in what meets the target, and rounding may put the quotient of the "
@@ -129,6 +130,19 @@ def _fault_in_radius(answer: Callable) -> str | None:
             return f"for {name}: {fault}" + _power_hint(got, products.growth, keep, matrix)
         if len(products.growth) != n_steps:
             return f"for n_steps={n_steps} it takes {len(products.growth)} products: one for each step"
+    return _fault_in_keep(answer)
+
+
+def _fault_in_keep(answer: Callable) -> str | None:
+    """Products that grow by ½ at first and by 2 in the last five: what is kept shows in the answer, in any norm."""
+    for keep, wanted in ((5, 2.0), (10, 1.0)):
+        factors = iter([0.5] * 10 + [2.0] * 5)
+        got = answer(lambda v, f=factors: next(f) * v, torch.tensor([1.0, 0.5]), 15, keep)
+        if fault := difference(got, wanted, 1e-3):
+            return (
+                f"for 15 products, ten of which halve the vector and five then double it, and keep={keep}: {fault}; "
+                "the last `keep` products are averaged, whatever `keep` is"
+            )
     return None
 
 
@@ -221,6 +235,9 @@ def _fault_in_linear_radius(answer: Callable) -> str | None:
             if same(got, (weight @ torch.ones(2) + 3).norm() / 2**0.5, 0.02) or (is_number(got) and got > 1.5):
                 hint = "; it looks like the map itself, not its derivative: `torch.func.jvp` gives F(h) first, then J v"
             return f"for a map h → h Wᵀ + 3 with ρ(W) = {radius}: {fault}{hint}"
+    got = answer(lambda h: h @ _turning(0.8, 90, 1).T + 3.0, torch.zeros(1, 1, 2))
+    if fault := difference(got, 0.8, 0.02):
+        return f"at the state 0: {fault}; start from a random direction, since the state itself may be zero"
     return None
 
 
@@ -233,15 +250,46 @@ def _fault_in_local_radius(answer: Callable) -> str | None:
         if fault := difference(got, wanted, 0.03):
             where = f"for a tanh map at a state of shape {shape}: {fault}"
             suspects = {
-                "that is the Jacobian at 0; it belongs at the state h": torch.zeros_like(h),
-                "that is the Jacobian at F(h); it belongs at the state h": loop_map(h),
+                "J is taken at a moving state; J stays that of h": lambda m=loop_map, h=h: _moving_growth(m, h),
+                "that is the Jacobian at 0; it belongs at the state h": lambda m=loop_map, h=h: _true_radius(m, 0 * h),
+                "that is the Jacobian at F(h); it belongs at the state h": lambda m=loop_map, h=h: _true_radius(
+                    m, m(h)
+                ),
+                "J is taken at v; it belongs at the state h": lambda m=loop_map, h=h: _growth_at_v(m, h),
             }
-            for hint, state in suspects.items():
-                if same(got, _true_radius(loop_map, state), 0.02):
-                    return f"{where}; {hint}"
-            return where
+            return where + next((f"; {hint}" for hint, radius in suspects.items() if same(got, radius(), 0.02)), "")
         if not torch.equal(given, h):
             return "it changes the state that it was given: work on a copy"
+    return _fault_in_fine_points(answer)
+
+
+def _moving_growth(loop_map: Callable, h: Tensor) -> float:
+    """Mean growth if the state moves on between the products."""
+    states = [h]
+
+    def matvec(v: Tensor) -> Tensor:
+        state, product = torch.func.jvp(loop_map, (states.pop(),), (v,))
+        states.append(state)
+        return product
+
+    return power_iteration(matvec, torch.ones_like(h), 400, 300)
+
+
+def _growth_at_v(loop_map: Callable, h: Tensor) -> float:
+    """Mean growth if J is taken at the direction in place of the state."""
+    start = torch.randn(h.shape, generator=torch.Generator().manual_seed(0))
+    return power_iteration(lambda v: torch.func.jvp(loop_map, (v,), (v,))[1], start, 400, 300)
+
+
+def _fault_in_fine_points(answer: Callable) -> str | None:
+    """Whether J is the derivative itself, and whether the numbers of products are handed on."""
+    h = torch.tensor([[[0.1, 0.03, 0.06]]])
+    if fault := difference(answer(lambda state: 10 * state * state, h.clone(), 60, 20), 2.0, 0.02):
+        return f"for h → 10 h² at (0.1, 0.03, 0.06): {fault}; a difference of two values is too coarse, take `jvp`"
+    weight, ones = _turning(0.9, 40, 3), torch.ones(1, 1, 2)
+    few, many = (answer(lambda state: state @ weight.T, ones.clone(), n_steps, 20) for n_steps in (20, 60))
+    if same(few, many, 1e-6) and not same(many, 0.9, 1e-4):  # an exact answer needs no number of products
+        return "`n_steps` and `keep` change nothing: hand them on to your power iteration"
     return None
 
 
@@ -249,7 +297,7 @@ def _fault_in_local_radius(answer: Callable) -> str | None:
 
 
 def safe_decay(a: Tensor, delta: Tensor) -> Tensor:
-    """exp(−Δ·exp(a)) that stays inside (0, 1) at every a and every Δ > 0."""
+    """exp(−Δ·exp(a)) that stays inside (0, 1) at every a and every Δ from 10⁻³⁷ up."""
     log_rate = a + torch.log(delta)  # the logarithm of Δ·exp(a): nothing can overflow here
     log_rate = log_rate.clamp(math.log(1 / 128), math.log(64))
     return torch.exp(-torch.exp(log_rate))
@@ -259,7 +307,7 @@ def _extremes() -> tuple[Tensor, Tensor]:
     a = torch.tensor(
         [-3e38, -1e30, -100.0, -30.0, -17.0, -7.0, -5.0, -3.0, 0.0, 3.0, 5.0, 7.0, 30.0, 100.0, 1e30, 3e38]
     )
-    delta = torch.tensor([1e-38, 1e-20, 1e-4, 0.1, 1.0, 10.0, 1e4, 1e20, 3e38])
+    delta = torch.tensor([1e-37, 1e-20, 1e-4, 0.1, 1.0, 10.0, 1e4, 1e20, 3e38])
     return a.repeat(len(delta)), delta.repeat_interleave(len(a))
 
 
@@ -270,6 +318,8 @@ def _fault_in_decay_values(answer: Callable) -> str | None:
         if fault := difference(got, wanted, 0.02):
             hint = fitting_hint(_DECAY_SUSPECTS, [(a, delta)], [got], 0.02)
             return f"for a from {a[0]:g} to {a[-1]:g} and Δ = {delta[0]:g}: {fault}" + (f"; {hint}" if hint else "")
+    if isinstance(got, Tensor) and got.dtype != torch.float32:
+        return f"for a and Δ in float32 it is in {str(got.dtype).removeprefix('torch.')}, and float32 is asked for"
     return None
 
 
@@ -283,7 +333,11 @@ _DECAY_SUSPECTS = {
 
 def _fault_in_decay_range(answer: Callable) -> str | None:
     a, delta = _extremes()
-    got = answer(a.clone(), delta.clone())
+    given = a.clone(), delta.clone()
+    got = answer(*given)
+    for name, before, after in zip(("a", "Δ"), (a, delta), given, strict=True):
+        if not torch.equal(before, after):
+            return f"it changes the caller's {name}: write a new tensor"
     if not isinstance(got, Tensor) or got.shape != a.shape:
         return difference(got, torch.empty(a.shape))
     for name, values in (("float32", got.float()), ("bfloat16", got.to(torch.bfloat16).float())):
@@ -389,39 +443,69 @@ def _fault_in_walk(answer: Callable) -> str | None:
             if same(got[1], moved * radius**n_loops * 2, 1e-3):
                 hint = "; relative means: divided by the length of the state"
             return f"residual, {n_loops} loops of a linear map with ρ = {radius}: {fault}{hint}"
-    return _fault_in_moving(answer)
+    return _fault_in_moving(answer) or _fault_in_whole_state(answer) or _fault_in_graph(answer)
 
 
 def _fault_in_moving(answer: Callable) -> str | None:
     """Whether the Jacobian is taken along the orbit, and only the second half is averaged."""
-    start, n_loops = torch.full((1, 1, 3), 1.9), 6
-    given, states = start.clone(), [1.9]
-    for _ in range(n_loops):
-        states.append(states[-1] ** 2 / 2)
-    growth, residual = answer(n_loops).walk(_quadratic, given)
-    logs = [math.log(state) for state in states[:-1]]
-    if fault := difference(growth, math.exp(sum(logs[3:]) / 3), 1e-3):
-        where = f"growth, six loops of h → h²/2 from 1.9, whose derivative is h: {fault}"
-        suspects = {
-            "J is taken at the first state in every loop: move the state on": states[0],
-            "all loops are averaged; leave the first half out": math.exp(sum(logs) / n_loops),
-            "J is taken at the state after the loop": math.exp(sum([*logs[4:], math.log(states[-1])]) / 3),
-            "that is the growth of the last loop alone": states[-2],
-            "two loops are walked for one product": _two_loops_each(),
-        }
-        return where + "".join(f"; {hint}" for hint, value in suspects.items() if same(growth, value, 1e-3))
-    if fault := difference(residual, abs(states[-1] - states[-2]) / states[-1], 1e-3):
-        return f"residual, six loops of h → h²/2 from 1.9: {fault}; it is that of the last loop"
-    if not torch.equal(given, start):
-        return "`walk` changes the state that it was given: work on a copy"
+    for n_loops in (6, 5):
+        start, states = torch.full((1, 1, 3), 1.9), [1.9]
+        for _ in range(n_loops):
+            states.append(states[-1] ** 2 / 2)
+        given = start.clone()
+        growth, residual = answer(n_loops).walk(_quadratic, given)
+        logs, half = [math.log(state) for state in states[:-1]], n_loops // 2
+        if fault := difference(growth, math.exp(sum(logs[-half:]) / half), 1e-3):
+            where = f"growth, {n_loops} loops of h → h²/2 from 1.9, whose derivative is h: {fault}"
+            suspects = {
+                "J is taken at the first state in every loop: move the state on": states[0],
+                "all loops are averaged; leave the first half out": math.exp(sum(logs) / n_loops),
+                "J is taken at the state after the loop": math.exp(
+                    sum([*logs[1 - half :], math.log(states[-1])]) / half
+                ),
+                "that is the growth of the last loop alone": states[-2],
+                "two loops are walked for one product": _two_loops_each(n_loops),
+                "of an odd number of loops the half is rounded down": math.exp(sum(logs[-half - 1 :]) / (half + 1)),
+            }
+            return where + next((f"; {hint}" for hint, value in suspects.items() if same(growth, value, 1e-3)), "")
+        if fault := difference(residual, abs(states[-1] - states[-2]) / states[-1], 1e-3):
+            return f"residual, {n_loops} loops of h → h²/2 from 1.9: {fault}; it is that of the last loop"
+        if not torch.equal(given, start):
+            return "`walk` changes the state that it was given: work on a copy"
     return None
 
 
-def _two_loops_each() -> float:
-    states = [1.9]
-    for _ in range(12):
+def _two_loops_each(n_loops: int) -> float:
+    states, half = [1.9], n_loops // 2
+    for _ in range(2 * n_loops):
         states.append(states[-1] ** 2 / 2)
-    return math.exp(sum(math.log(state) for state in states[6:12:2]) / 3)
+    return math.exp(sum(math.log(state) for state in states[-1 - 2 * half : -1 : 2]) / half)
+
+
+def _fault_in_whole_state(answer: Callable) -> str | None:
+    """Rows of unequal size, which shrink at unequal rates: the norms run over all numbers of the state."""
+    state, rates = torch.tensor([[[9.0, 3.0], [0.5, 2.0], [0.1, 0.2]]]), torch.tensor([[0.9], [0.5], [0.3]])
+    after = state * rates**4
+    change = after / rates - after
+    _, got = answer(4).walk(lambda h: h * rates, state.clone())
+    if fault := difference(got, change.norm() / after.norm(), 1e-3):
+        hint = "; the norms run over all numbers of a state, not position by position"
+        by_position = (change.norm(dim=-1) / after.norm(dim=-1)).mean()
+        return f"residual of a state of shape (1, 3, 2): {fault}" + (hint if same(got, by_position, 1e-3) else "")
+    return None
+
+
+def _fault_in_graph(answer: Callable) -> str | None:
+    recording = []
+
+    def loop_map(h: Tensor) -> Tensor:
+        recording.append(torch.is_grad_enabled())
+        return h / 2
+
+    answer(2).walk(loop_map, torch.ones(1, 1, 2))
+    if any(recording):
+        return "`walk` records a graph for backward, which nobody needs: `@torch.no_grad()` above it, as in the stub"
+    return None
 
 
 def _watched(answer: Callable, radii: list[float], patience: int, losses: list[float] | None = None) -> object:
@@ -443,8 +527,12 @@ def _fault_in_records(answer: Callable) -> str | None:
         if not isinstance(records[-1], dict) or name not in records[-1]:
             return f"a record is a dictionary with the keys {', '.join(wanted)}; {name} is missing"
         got = records[-1][name]
+        if isinstance(got, Tensor):
+            return f"{name} in a record is a tensor, which may keep a whole graph: keep a number, as `.item()` gives it"
         if fault := difference(got, value, 1e-3):
             return f"{name} in the second record: {fault}"
+    if answer(4, 3).records:
+        return "a new monitor has records already, those of another one: make the list in `__init__`, not in the class"
     return None
 
 
@@ -478,7 +566,17 @@ def _fault_in_alarm(answer: Callable) -> str | None:
             return f"{name} (growth {radii}, patience {patience}): `alarm` is {got}, and should be {wanted}{hint}"
         if wanted is not None and not getattr(monitor, "reason", ""):
             return "with the alarm, `reason` says in words what was wrong; it is empty"
-    return _fault_in_broken_map(answer)
+    return _fault_in_level_run(answer) or _fault_in_broken_map(answer)
+
+
+def _fault_in_level_run(answer: Callable) -> str | None:
+    """A growth of exactly 1; one number, and one so small that finite differences give exactly 1 too."""
+    monitor = answer(4, 2)
+    for _ in range(3):
+        monitor.watch(lambda h: 1.0 * h, torch.full((1, 1, 1), 1e-12), 1.0, 1.0)
+    if monitor.alarm is not None:
+        return f"three steps with a growth of exactly 1: `alarm` is {monitor.alarm}; only a growth *above* 1 counts"
+    return None
 
 
 def _fault_in_broken_map(answer: Callable) -> str | None:

@@ -61,6 +61,58 @@ def _power_tensor(matvec, v, n_steps=60, keep=20):
     return (total / keep).exp()
 
 
+def _moves_on(loop_map, h, n_steps=60, keep=20):
+    states = [h]
+
+    def matvec(v):
+        state, product = torch.func.jvp(loop_map, (states[-1],), (v,))
+        states.append(state)
+        return product
+
+    return lesson04.power_iteration(matvec, _direction(h), n_steps, keep)
+
+
+def _direction(h):
+    return torch.randn(h.shape, generator=torch.Generator().manual_seed(1))
+
+
+def _derivative_at_v(loop_map, h, n_steps=60, keep=20):
+    return lesson04.power_iteration(lambda v: torch.func.jvp(loop_map, (v,), (v,))[1], _direction(h), n_steps, keep)
+
+
+def _differenced(step, sides):
+    """J v by finite differences of a length, to one side or to both."""
+
+    def radius(loop_map, h, n_steps=60, keep=20):
+        def matvec(v):
+            before = h - step * v if sides == 2 else h
+            return (loop_map(h + step * v) - loop_map(before)) / (sides * step)
+
+        return lesson04.power_iteration(matvec, _direction(h), n_steps, keep)
+
+    return radius
+
+
+def _from_the_state(loop_map, h, n_steps=60, keep=20):
+    return lesson04.power_iteration(lambda v: torch.func.jvp(loop_map, (h,), (v,))[1], h.clone(), n_steps, keep)
+
+
+def _decay_in_place(a, delta):
+    with torch.no_grad():
+        a.clamp_(-4.8, 4.0)
+    return lesson04.safe_decay(a, delta)
+
+
+def _max_norm(matvec, v, n_steps=60, keep=20):
+    growths = []
+    for _ in range(n_steps):
+        v = matvec(v / v.abs().max())
+        growths.append(v.abs().max().item())
+        if not growths[-1]:
+            return 0.0
+    return math.prod(growths[-keep:]) ** (1 / keep)
+
+
 def _full_radius(loop_map, h, n_steps=60, keep=20):
     matrix = torch.autograd.functional.jacobian(loop_map, h).reshape(h.numel(), h.numel())
     return torch.linalg.eigvals(matrix).abs().max()
@@ -121,6 +173,68 @@ class _DividedByBefore(lesson04.Monitor):
         return growth, ((h - before).norm() / before.norm()).item()
 
 
+class _OwnWalk(lesson04.Monitor):
+    """The walk in a loop, with places where a mistake can be planted."""
+
+    def half(self):
+        return max(1, self.n_loops // 2)
+
+    def residual(self, before, after):
+        return ((after - before).norm() / after.norm()).item()
+
+    @torch.no_grad()
+    def walk(self, loop_map, h):
+        v, logs = _direction(h), []
+        for _ in range(self.n_loops):
+            before, (h, v) = h, torch.func.jvp(loop_map, (h,), (v / v.norm(),))
+            logs.append(v.norm().log().item())
+        return math.exp(sum(logs[-self.half() :]) / self.half()), self.residual(before, h)
+
+
+class _HalfRoundedUp(_OwnWalk):
+    def half(self):
+        return (self.n_loops + 1) // 2
+
+
+class _ByPosition(_OwnWalk):
+    def residual(self, before, after):
+        return ((after - before).norm(dim=-1) / after.norm(dim=-1)).mean().item()
+
+
+class _WithGraph(_OwnWalk):
+    def walk(self, loop_map, h):
+        with torch.enable_grad():
+            return _OwnWalk.walk.__wrapped__(self, loop_map, h)
+
+
+class _KeepsTensors(lesson04.Monitor):
+    def walk(self, loop_map, h):
+        return tuple(map(torch.tensor, super().walk(loop_map, h)))
+
+
+class _SharedRecords(lesson04.Monitor):
+    """Its records are one list for all monitors, as those of a class attribute."""
+
+    def __init__(self, n_loops, patience=3, kept=[]):  # noqa: B006
+        super().__init__(n_loops, patience)
+        self.records = kept
+
+
+class _Differences(lesson04.Monitor):
+    """Right: finite differences in place of a derivative."""
+
+    @torch.no_grad()
+    def walk(self, loop_map, h):
+        v, logs = 1e-3 * torch.ones_like(h), []
+        for _ in range(self.n_loops):
+            before, after = h, loop_map(h)
+            moved = loop_map(h + v) - after
+            logs.append((moved.norm() / v.norm()).log().item())
+            h, v = after, 1e-3 * moved / moved.norm()
+        half = max(1, self.n_loops // 2)
+        return math.exp(sum(logs[-half:]) / half), ((h - before).norm() / h.norm()).item()
+
+
 class _ChangesTheState(lesson04.Monitor):
     def walk(self, loop_map, h):
         found = super().walk(loop_map, h)
@@ -158,6 +272,11 @@ def _alarming(rule):
 
 def _growing(monitor):
     return [record["growth"] > 1 for record in monitor.records]
+
+
+def _level(monitor):
+    last = [record["growth"] >= 1 for record in monitor.records[-monitor.patience :]]
+    return len(last) == monitor.patience and all(last)
 
 
 def _finite(monitor):
@@ -244,6 +363,8 @@ WRONG = {
         (lambda *given: max(0, math.ceil(_steps(*given))), "a hair above"),
         (lambda radius, start, target: next(n for n in range(10**6) if start * radius**n < target), "at most"),
         (lambda radius, start, target: next(n for n in range(10**4) if start * radius**n <= target), "StopIteration"),
+        (lambda radius, start, target: max(0, math.ceil(_steps(radius, start, target))), "the 3rd power"),
+        (lambda radius, start, target: math.ceil(_steps(radius, start, target)), "values ✗"),
         (lambda radius, start, target: "soon", "a number"),
     ],
     "4.2": [
@@ -257,6 +378,7 @@ WRONG = {
         (lambda matvec, v, n_steps=60, keep=20: matvec(v), "a tensor of shape"),
         (lambda matvec, v, n_steps=60, keep=20: None, "a number"),
         (_power_in_place, "v /="),
+        (lambda matvec, v, n_steps=60, keep=20: _power(matvec, v, n_steps, 20), "whatever `keep` is"),
         (lambda matvec, v, n_steps=60, keep=20: _power(matvec, v.flatten(), n_steps + 1, keep), "products"),
     ],
     "4.3": [
@@ -267,6 +389,11 @@ WRONG = {
             lambda loop_map, h, n_steps=60, keep=20: _full_radius(loop_map, loop_map(h)),
             "at F(h)",
         ),
+        (_moves_on, "a moving state; J stays that of h"),
+        (_derivative_at_v, "J is taken at v"),
+        (_differenced(0.1, 1), "too coarse"),
+        (_from_the_state, "may be zero"),
+        (lambda loop_map, h, n_steps=60, keep=20: lesson04.jacobian_radius(loop_map, h), "hand them on"),
         (lambda loop_map, h, n_steps=60, keep=20: torch.func.jvp(loop_map, (h,), (h,)), "a number"),
         (lambda loop_map, h, n_steps=60, keep=20: _full_radius(loop_map, h.mul_(1.5)), "should be"),
     ],
@@ -281,6 +408,8 @@ WRONG = {
         (lambda a, delta: torch.exp(-torch.exp((a + delta.log()).clamp(-20, 20))), "below 1"),
         (lambda a, delta: torch.exp(-torch.exp((a + delta.log()).clamp(-4.8, 20))), "above 0"),
         (lambda a, delta: lesson04.safe_decay(a, delta).detach(), "no gradient"),
+        (_decay_in_place, "changes the caller's a"),
+        (lambda a, delta: lesson04.safe_decay(a.double(), delta.double()), "float32 is asked for"),
         (lambda a, delta: 0.5, "one number"),
     ],
     "4.5": [
@@ -288,6 +417,11 @@ WRONG = {
         (_AllLoops, "first half"),
         (_DividedByBefore, "divided by"),
         (_ChangesTheState, "changes the state"),
+        (_HalfRoundedUp, "rounded down"),
+        (_ByPosition, "all numbers of a state"),
+        (_WithGraph, "no_grad"),
+        (_KeepsTensors, "is a tensor"),
+        (_SharedRecords, "make the list in `__init__`"),
         (_OneNumber, "two numbers"),
         (_NoRecords, "two records"),
         (_ForgetsLoss, "loss is missing"),
@@ -295,6 +429,7 @@ WRONG = {
         (_Latest, "keeps the first"),
         (_Silent, "reason"),
         (_alarming(lambda m: len(m.records) if any(_growing(m)) else None), "in a row"),
+        (_alarming(lambda m: m.alarm or (len(m.records) if _level(m) else None)), "*above* 1"),
         (_alarming(lambda m: m.alarm if _finite(m) and all(_growing(m)[-m.patience :]) else None), "should be"),
         (lambda n_loops, patience=3: lesson04.Monitor(2 * n_loops, patience), "growth"),
     ],
@@ -308,13 +443,14 @@ RIGHT = {
     "4.2": [
         lambda *given: _power(*given),
         _power_numpy,
+        _max_norm,
         _power_tensor,
         lambda *given: torch.tensor([_power(*given)]),
     ],
-    "4.3": [_full_radius, _by_backward, lambda *given: np.float64(_full_radius(*given))],
+    "4.3": [_full_radius, _by_backward, _differenced(1e-3, 2), lambda *given: np.float64(_full_radius(*given))],
     "4.4": [
         lambda a, delta: torch.exp(-torch.exp((a + delta.log()).clamp(-4.8, 4.0))),
         lambda a, delta: torch.exp(-(1 / 128 + torch.exp((a + torch.log(delta)).clamp(-30, 4)))),
     ],
-    "4.5": [_OwnStyle, _MoreToSay],
+    "4.5": [_OwnStyle, _MoreToSay, _OwnWalk, _Differences],
 }
