@@ -371,7 +371,8 @@ def write(path: Path, notebook: nbformat.NotebookNode) -> None:
 
 
 def carried_files(notebook: nbformat.NotebookNode, number: int) -> list[Path]:
-    """The licence and the package, of the shipped checkpoints only those that the lesson or its exercises name."""
+    """The licence and the package, without other lessons' diagrams; of the shipped checkpoints only those that the
+    lesson or its exercises name, without their cards."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     sources.append((PACKAGE / "lessons" / f"lesson{number:02}.py").read_text(encoding="utf-8"))
     unused = {
@@ -381,7 +382,9 @@ def carried_files(notebook: nbformat.NotebookNode, number: int) -> list[Path]:
     }
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and not unused & set(path.parents)}
     caches = {path for path in files if re.search(r"/(__pycache__|\.)", f"/{path.relative_to(PACKAGE).as_posix()}")}
-    return sorted({ROOT / "LICENSE", *files - caches})
+    cards = {path for path in files if path.name == "MODEL_CARD.md"}  # for people who look for models, not for lessons
+    drawn = {path for path in files if path.match("lessons/diagrams0*.py") and path.name != f"diagrams{number:02}.py"}
+    return sorted({ROOT / "LICENSE", *files - caches - cards - drawn})
 
 
 def pack(files: list[Path]) -> str:
