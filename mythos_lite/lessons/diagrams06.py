@@ -38,7 +38,7 @@ def news_travels() -> Figure:
         diagram.arrow((reads - 3.8, y + height / 2), box.left)
         diagram.text(reads + 12.5, y + height / 2, said, size=8, align="left")
     diagram.key(left, 36.5, plain="a part of the chain", state="everything up to here",
-                cached="n − 2 loops", chosen="n − 1 loops")  # fmt: skip
+                cached="just enough", chosen="one more")  # fmt: skip
     return diagram.figure
 
 

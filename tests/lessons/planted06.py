@@ -29,6 +29,13 @@ def step_with(model, optimizer, batch, loss_of, *, loops=4, zero=True, clip=clip
     return loss
 
 
+def scale_to_one(weights, norm):
+    weights = list(weights)
+    length = torch.sqrt(sum(w.grad.pow(2).sum() for w in weights))
+    for w in weights:
+        w.grad *= norm / length
+
+
 def planted_step(**wrong):
     return lambda model, optimizer, batch, loss_of: step_with(model, optimizer, batch, loss_of, **wrong).item()
 
@@ -86,6 +93,20 @@ def plot_with(curves, expected, title, *, first=1, legend=True, overlay=True, ax
     return figure
 
 
+def plot_with_exchanged_names(curves, expected, title):
+    return plot_with(dict(zip(reversed(curves), curves.values(), strict=True)), expected, title)
+
+
+def plot_points_with_exchanged_names(curves, expected, title):
+    figure, axes = plt.subplots()
+    for name, accuracies in zip(reversed(curves), curves.values(), strict=True):
+        axes.scatter(range(1, 1 + len(accuracies)), accuracies, label=name)
+    axes.plot(range(1, 1 + len(expected)), expected, label="predicted")
+    axes.set(xlabel="loops", ylabel="accuracy", title=title)
+    axes.legend()
+    return figure
+
+
 def plot_points(curves, expected, title):
     """Points in place of lines, names beside them, the title over the figure."""
     figure = plt.figure()
@@ -140,6 +161,12 @@ def loss_chain_by_chain(model, batch, n_loops):
     return sum(own) / len(own)
 
 
+def loss_four_loops(model, batch):
+    losses = losses_of(model, batch, 4)
+    counts = torch.arange(1, 5)[:, None] >= batch.n_digits - 2
+    return ((losses * counts).sum(0) / counts.sum(0)).mean()
+
+
 def half_detached(model, batch, n_loops):
     losses = losses_of(model, batch, n_loops)
     losses = torch.cat([losses[:-1].detach(), losses[-1:]])
@@ -162,17 +189,57 @@ def least_squares(x, y, ridge=1e-4):
 # ---------------------------------------------------------------- 6.7
 
 
-def swap_with(model, ids, other_ids, position, n_loops, when="always", place=None):
+def swap_with(model, ids, other_ids, position, n_loops, when="always", place=lambda p: p, unfinished=False):
+    at = place(position)
+    with torch.no_grad():
+        states = [turn.state[:, at] for turn in model.loop(other_ids, n_loops)]
+        e = encode(model, ids)
+        h = e.clone()
+        for t in range(n_loops):
+            theirs = states[t if unfinished else -1]
+            if when == "before":
+                h[:, at] = theirs
+            h = core_call(model, h, e)
+            if when == "always" or (when != "before" and t == when % n_loops):
+                h[:, at] = theirs
+        return model.read_out(h)[:, -1]
+
+
+def swap_in_e(model, ids, other_ids, position, n_loops, of_state=True):
+    """Begins by writing the others' state, or their input, into e."""
     with torch.no_grad():
         *_, last = model.loop(other_ids, n_loops)
-        h = e = encode(model, ids)
-        for t in range(n_loops):
+        e = encode(model, ids)
+        e[:, position] = (last.state if of_state else encode(model, other_ids))[:, position]
+        h = e
+        for _ in range(n_loops):
             h = core_call(model, h, e)
-            if when == "always" or t == when % n_loops:
-                h[:, position if place is None else place(position)] = last.state[
-                    :, position if place is None else place(position)
-                ]
-        return model.read_out(h)[:, -1]
+            h[:, position] = last.state[:, position]
+        return model.read_out(h)[:, -1].argmax(-1)
+
+
+def swap_throughout(model, ids, other_ids, position, n_loops):
+    """Held before the first call too."""
+    with torch.no_grad():
+        *_, last = model.loop(other_ids, n_loops)
+        e = encode(model, ids)
+        h = e.clone()
+        h[:, position] = last.state[:, position]
+        for _ in range(n_loops):
+            h = core_call(model, h, e)
+            h[:, position] = last.state[:, position]
+        return model.read_out(h)[:, -1].argmax(-1)
+
+
+def swap_at_the_start(model, ids, other_ids, position, n_loops):
+    with torch.no_grad():
+        *_, last = model.loop(other_ids, n_loops)
+        e = encode(model, ids)
+        h = e.clone()
+        h[:, position] = last.state[:, position]
+        for _ in range(n_loops):
+            h = core_call(model, h, e)
+        return model.read_out(h)[:, -1].argmax(-1)
 
 
 def swap_with_masks(model, ids, other_ids, position, n_loops):
@@ -189,19 +256,44 @@ def swap_with_masks(model, ids, other_ids, position, n_loops):
 # ---------------------------------------------------------------- 6.8
 
 
-def run_with(model, ids, calls=1, *, before="frozen", zero=False, keep_first=False):
+def run_with(model, ids, calls=1, *, before="frozen", zero=False, keep_first=False, excerpt=False, apart=False):
     with torch.no_grad():
         e, states = encode(model, ids), []
         for p in range(ids.shape[1]):
             past = {"frozen": states[-1:], "input": [e[:, p - 1]] if p else [], "none": []}[before]
-            state = 0 * e[:, p] if zero else e[:, p]
+            near = slice(p - len(past), p + 1)
+            inputs = encode(model, ids[:, near]) if excerpt else e[:, near]
+            state = 0 * e[:, p] if zero else inputs[:, -1]
             for _ in range(calls):
-                out = core_call(model, torch.stack([*past, state], dim=1), e[:, p - len(past) : p + 1])
+                out = core_call(model, torch.stack([*past, state], dim=1), inputs)
                 if keep_first and past:
                     past = [out[:, 0]]
                 state = out[:, -1]
             states.append(state)
+        if apart:
+            return torch.cat([model.read_out(state[:, None]) for state in states], dim=1)
         return model.read_out(torch.stack(states, dim=1))
+
+
+def run_changing_the_past_for_good(model, ids, calls_per_token=1):
+    with torch.no_grad():
+        e = encode(model, ids)
+        h = e.clone()
+        for p in range(ids.shape[1]):
+            near = slice(max(p - 1, 0), p + 1)
+            for _ in range(calls_per_token):
+                h[:, near] = core_call(model, h[:, near], e[:, near])
+        return model.read_out(h)
+
+
+def run_in_e_itself(model, ids, calls_per_token=1):
+    with torch.no_grad():
+        e = encode(model, ids)
+        for p in range(ids.shape[1]):
+            near = slice(max(p - 1, 0), p + 1)
+            for _ in range(calls_per_token):
+                e[:, p] = core_call(model, e[:, near], e[:, near])[:, -1]
+        return model.read_out(e)
 
 
 def run_in_place(model, ids, calls_per_token=1):
@@ -243,6 +335,7 @@ WRONG = {
         (lambda lengths, n_loops: np.mean([1.0 if n_loops >= n else 1 / 7 for n in lengths]), "prelude and coda carry"),
         (lambda lengths, n_loops: np.mean([1.0 if n_loops >= n - 1 else 1 / 7 for n in lengths]), "both prelude"),
         (lambda lengths, n_loops: np.mean([1.0 if n_loops >= n - 3 else 1 / 7 for n in lengths]), "n positions after"),
+        (lambda lengths, n_loops: np.mean([1.0 if n_loops > max(1, n - 2) else 1 / 7 for n in lengths]), ">="),
         (lambda lengths, n_loops: [1.0 if n_loops >= n - 2 else 1 / 7 for n in lengths], "a number"),
     ],
     "6.2": [
@@ -252,9 +345,12 @@ WRONG = {
         (planted_step(clip=clip_grad_value_), "not its entries"),
         (planted_step(steps=0), "have not moved"),
         (planted_step(steps=2), "two steps"),
+        (lambda model, optimizer, batch, loss_of: step_with(model, optimizer, batch, answer_loss).item(), "`loss_of`"),
+        (planted_step(clip=scale_to_one), "shorter than 1"),
+        (step_with, "whole graph"),
         (planted_step(loops=1), "after 1 loop"),
         (planted_step(loops=5), "after 5 loops"),
-        (lambda model, optimizer, batch, loss_of: step_with(model, optimizer, batch, loss_of).neg(), "should be"),
+        (lambda model, optimizer, batch, loss_of: -planted_step()(model, optimizer, batch, loss_of), "should be"),
         (lambda model, optimizer, batch, loss_of: None, "returns nothing"),
     ],
     "6.3": [
@@ -276,6 +372,8 @@ WRONG = {
         (lambda curves, expected, title: plot_with(curves, expected, title, names=False), "which line"),
         (lambda curves, expected, title: plot_with(curves, expected, title, axis_labels=False), "axes"),
         (lambda curves, expected, title: plot_with(curves, expected, "my plot"), "title"),
+        (plot_with_exchanged_names, 'with the label "short"'),
+        (plot_points_with_exchanged_names, 'with the label "short"'),
         (lambda curves, expected, title: plot_with(curves, expected, title).axes[0], "return the figure"),
         (lambda curves, expected, title: plot_with(dict([*curves.items()][:1]), expected, title), '"long"'),
         (lambda curves, expected, title: plt.close(plot_with(curves, expected, title)), "NoneType"),
@@ -291,22 +389,39 @@ WRONG = {
         (lambda model, batch, n_loops: loss_with(model, batch, n_loops) * len(batch.answers), "sum over chains"),
         (lambda model, batch, n_loops: loss_with(model, batch, n_loops).item(), "no gradient"),
         (half_detached, "detached"),
+        (lambda model, batch, n_loops: loss_four_loops(model, batch), "always four"),
     ],
     "6.6": [
         (lambda states, sums: least_squares(states.double(), F.one_hot(sums, 7).double()), "a 1 is to follow"),
         (lambda states, sums: least_squares(with_one(states), sums.double()[:, None]), "one column for each"),
         (lambda states, sums: least_squares(with_one(states), F.one_hot(sums).double()), "also if not all"),
         (lambda states, sums: least_squares(with_one(states, True), F.one_hot(sums, 7).double()), "not before it"),
-        (lambda states, sums: least_squares(with_one(states), F.one_hot(sums, 7).double(), 0.0), "equal"),
+        (lambda states, sums: least_squares(with_one(states), F.one_hot(sums, 7).double(), 0.0), "gelsd"),
         (lambda states, sums: least_squares(with_one(states), F.one_hot(sums, 7).double(), 1e3), "squared error"),
         (lambda states, sums: torch.zeros(states.shape[1] + 1, 7), "squared error"),
     ],
     "6.7": [
-        (lambda *given: swap_with(*given, when=0).argmax(-1), "after every call"),
-        (lambda *given: swap_with(*given, when=-1).argmax(-1), "after every call"),
+        (lambda *given: swap_with(*given, when=0).argmax(-1), "after the first alone"),
+        (lambda *given: swap_with(*given, when=-1).argmax(-1), "after the last alone"),
         (lambda *given: swap_with(*given, place=lambda p: p - 1).argmax(-1), "the position before"),
         (lambda *given: swap_with(*given, place=lambda p: p + 1).argmax(-1), "the position after"),
         (lambda *given: swap_with(*given), "logits"),
+        (lambda *given: swap_with(*given, when="before").argmax(-1), "not before it"),
+        (swap_at_the_start, "before the first alone"),
+        (swap_in_e, "e.clone()"),
+        (lambda *given: swap_in_e(*given, of_state=False), "e stays that of ids"),
+        (lambda *given: swap_with(*given, unfinished=True).argmax(-1), "finished"),
+        (lambda model, ids, others, p, n: lesson06.swapped_answers(model, ids, others, p, 32), "how many loops"),
+        (
+            lambda model, ids, others, p, n: (others[:, 1 : p + 1].sum(1) + ids[:, p + 1 : -1].sum(1)) % 7,
+            "never asks the model",
+        ),
+        (
+            lambda model, ids, others, p, n: (
+                model(torch.cat([others[:, : p + 1], ids[:, p + 1 :]], 1), n_loops=n).logits[:, -1].argmax(-1)
+            ),
+            "exchanges tokens",
+        ),
         (lambda model, ids, others, p, n: model(others, n_loops=n).logits[:, -1].argmax(-1), "other_ids"),
         (lambda model, ids, others, p, n: model(ids, n_loops=n).logits[:, -1].argmax(-1), "as they are"),
     ],
@@ -319,6 +434,10 @@ WRONG = {
         (lambda model, ids, calls=1: run_with(model, ids, 1), "the core is called"),
         (run_on_prefixes, "positions at once"),
         (run_changing_the_past, "handed on"),
+        (run_changing_the_past_for_good, "made again"),
+        (run_in_e_itself, "e.clone()"),
+        (lambda model, ids, calls=1: run_with(model, ids, calls, excerpt=True), "the prelude runs once"),
+        (lambda model, ids, calls=1: run_with(model, ids, calls, apart=True), "the coda reads all"),
         (run_last_row, "its shape"),
     ],
 }
@@ -349,7 +468,7 @@ RIGHT = {
         lambda states, sums: np.linalg.lstsq(with_one(states).numpy(), np.eye(7)[sums.numpy()], rcond=None)[0],
         lambda states, sums: torch.linalg.pinv(with_one(states)) @ F.one_hot(sums, 7).double(),
     ],
-    "6.7": [swap_with_masks, lambda *given: swap_with(*given).argmax(-1).numpy()],
+    "6.7": [swap_with_masks, swap_throughout, lambda *given: swap_with(*given).argmax(-1).numpy()],
     "6.8": [
         run_in_place,
         lambda model, ids, calls=1: run_with(model, ids, calls),
