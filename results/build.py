@@ -17,11 +17,11 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 sys.path[:0] = [str(ROOT), str(FOLDER)]
 
+import figures  # noqa: E402
 import pooling  # noqa: E402
 import tables  # noqa: E402
 
 from mythos_lite.files.atomic import write_files  # noqa: E402
-from mythos_lite.lessons import study_figures as figures  # noqa: E402
 from mythos_lite.lessons import summary  # noqa: E402
 from mythos_lite.measure.plots import to_png  # noqa: E402
 from mythos_lite.study.report import seed_tables  # noqa: E402
@@ -35,8 +35,7 @@ def built() -> dict[Path, bytes]:
     single = [record for record in records if record["study"] == "experiment"]
     found = pooling.summarise(record for record in records if record["study"] != "experiment")
     made = {name: table(found) for name, table in tables.TABLES.items()}
-    shipped = {"studies": found, "tables": made}
-    files = {summary.SUMMARY: (json.dumps(shipped, ensure_ascii=False, separators=(",", ":")) + "\n").encode()}
+    files = {summary.SUMMARY: (json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n").encode()}
     dense = [record for record in single if "experts" not in record["rung"]]
     made |= {"recipes": seed_tables(dense, per_seed=False), "recipes, each seed": seed_tables(single, per_seed=True)}
     for path in DOCUMENTS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from mythos_lite.lessons.summary import accuracies
+from mythos_lite.measure.sweep import make_row, wilson_interval
 from mythos_lite.study.plan import STUDIES
 from mythos_lite.study.records import read_record
 from mythos_lite.study.run import Run
@@ -12,6 +14,8 @@ from mythos_lite.study.run import Run
 AT_REST = 1e-5
 """Median residual at EQ below which a run counts as at rest: a gain is about a state that stays where it is. Earlier
 tokens may move more: in ``mod7-experts`` START goes round for ever, and its neighbours a little with it."""
+ENOUGH_LOOPS = {"2–5": 4, "3–5": 4, "5": 4, "6–8": 8, "8": 8, "16": 16, "32": 32, "64": 64, "128": 128}
+"""Groups of lengths that most studies ask, with loops that are enough for them."""
 _GROUPS = {"2–5": (2, 3, 4, 5), "3–5": (3, 4, 5), "6–8": (6, 7, 8)}
 
 
@@ -78,3 +82,29 @@ def _groups_of(n_digits: int, asked: set[int]) -> list[str]:
     """Names of the groups that a length counts in: the widest that was asked as a whole, and itself from 5 on."""
     whole = [name for name, lengths in _GROUPS.items() if asked.issuperset(lengths) and n_digits in lengths]
     return whole[:1] + [str(n_digits)] * (n_digits >= 5 or not whole)
+
+
+def worst_interval(entry: dict, group: str, n_loops: int) -> tuple[float, float]:
+    """95 % interval of the worst seed's accuracy."""
+    return wilson_interval(*min(entry["correct"][group][str(n_loops)], key=lambda pair: pair[0] / pair[1]))
+
+
+def accuracies_with_enough_loops(entry: dict, group: str) -> list[float]:
+    """One accuracy per seed; of a model without loops, as it is."""
+    return accuracies(entry, group, 1 if list(entry["correct"][group]) == ["1"] else ENOUGH_LOOPS[group])
+
+
+def rows(entry: dict, group: str) -> list[dict]:
+    """Rows of a group, one per loop count, as ``measure.sweep`` makes them.
+
+    Of several seeds: their chains together, and as interval the lowest and the highest seed, which lie further apart
+    than chains alone would make them.
+    """
+    found = []
+    for n_loops, pairs in sorted(entry["correct"][group].items(), key=lambda item: int(item[0])):
+        row = make_row(group, int(n_loops), *map(sum, zip(*pairs, strict=True)))
+        if len(pairs) > 1:
+            shares = accuracies(entry, group, int(n_loops))
+            row |= {"low": min(shares), "high": max(shares)}
+        found.append(row)
+    return found

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mythos_lite.lessons.summary import (
-    accuracies,
-    accuracies_with_enough_loops,
-    ladder_entries,
-    worst_interval,
-)
+from pooling import accuracies_with_enough_loops, worst_interval
+
+from mythos_lite.lessons.summary import accuracies, ladder_entries
 from mythos_lite.study.plan import FINAL_RUNG, TASKS
 from mythos_lite.study.report import markdown, mean_and_worst
 

@@ -73,7 +73,7 @@ def show(figure: Figure, *, alt: str, takeaway: str, folded: str = "") -> None:
 
 
 def show_table(table: str) -> None:
-    """Display a Markdown table, such as ``mythos_lite.lessons.summary.load_table`` returns."""
+    """Display a Markdown table."""
     if not table.startswith("|"):
         raise ValueError("table must be a Markdown table, which begins with |")
     from IPython.display import Markdown, display

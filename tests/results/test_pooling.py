@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import build
+import figures
 import matplotlib
 import pytest
 import tables
 from matplotlib.image import imread
-from pooling import read_records, summarise
+from pooling import accuracies_with_enough_loops, read_records, rows, summarise, worst_interval
 
-from mythos_lite.lessons import study_figures as figures
 from mythos_lite.lessons import summary
 from mythos_lite.study.plan import STUDIES, chosen_runs
 from mythos_lite.study.records import read_record
@@ -49,19 +49,19 @@ def test_summary_pools_lengths_and_keeps_seeds_apart(whole_plan):
     assert entry["seeds"] == [0, 1]
     assert entry["correct"]["6–8"]["8"] == [[6000, 15000], [12000, 15000]]
     assert summary.accuracies(entry, "2–5", 4) == [0.4, 0.8]
-    assert summary.accuracies_with_enough_loops(entry, "128") == [0.4, 0.8]
+    assert accuracies_with_enough_loops(entry, "128") == [0.4, 0.8]
     assert set(entry["correct"]["6–8"]) == {"1", "2", "4", "6", "8", "16", "32", "64"}  # beyond, only 8 was asked
     assert "512" in entry["correct"]["8"]
-    low, high = summary.worst_interval(entry, "6–8", 8)
+    low, high = worst_interval(entry, "6–8", 8)
     assert low < 0.4 < high
 
 
 def test_rows_take_all_seeds_together(whole_plan):
-    found = summary.rows(whole_plan["final"]["GQA with experts"], "6–8")
+    found = rows(whole_plan["final"]["GQA with experts"], "6–8")
     assert [row["n_loops"] for row in found] == [1, 2, 4, 6, 8, 16, 32, 64]
     assert {(row["n_correct"], row["n_chains"]) for row in found} == {(18_000, 30_000)}
     assert {(row["low"], row["accuracy"], row["high"]) for row in found} == {(0.4, 0.6, 0.8)}  # from seed to seed
-    dense = summary.rows(whole_plan["final"]["GQA, dense"], "6–8")  # one seed, so an interval over its chains
+    dense = rows(whole_plan["final"]["GQA, dense"], "6–8")  # one seed, so an interval over its chains
     assert all(0.39 < row["low"] < 0.4 < row["high"] < 0.41 for row in dense)
 
 
@@ -79,10 +79,10 @@ def test_gain_counts_only_where_the_state_rests():
 def test_gains_stand_beside_accuracy_and_runs_that_do_not_know_short_chains_apart():
     runs = [run for name in ("ladder", "removal", "final") for run in STUDIES[name][0](0)]
     records = [made_up(run, 0.98 if run.rung == "GQA, dense" else 0.995) for run in runs]
-    found = summary.gains_and_accuracies(summarise(records))
+    found = figures.gains_and_accuracies(summarise(records))
     full = [run for run in runs if run.model.window is None]
     assert {name: len(pairs) for name, pairs in found.items()} == {
-        "window of 2": len(runs) - len(full) - 1, "full attention": len(full), summary.UNLEARNED: 1
+        "window of 2": len(runs) - len(full) - 1, "full attention": len(full), figures.UNLEARNED: 1
     }  # fmt: skip
     assert {pair for pairs in found.values() for pair in pairs} == {(0.2, 0.995), (0.2, 0.98)}
 
@@ -147,7 +147,7 @@ def test_passing_figure_has_a_map_a_seed(whole_plan):
 def test_gain_figure_has_a_point_a_run(whole_plan):
     (axes,) = figures.errors_fade(whole_plan).axes
     drawn = {line.get_label(): len(line.get_xdata()) for line in axes.lines if not line.get_label().startswith("_")}
-    assert drawn == {name: len(pairs) for name, pairs in summary.gains_and_accuracies(whole_plan).items() if pairs}
+    assert drawn == {name: len(pairs) for name, pairs in figures.gains_and_accuracies(whole_plan).items() if pairs}
 
 
 def test_record_that_the_plan_does_not_have_is_refused(tmp_path):
@@ -189,11 +189,6 @@ def test_sources_of_the_records_have_a_commit():
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "results" / "study").glob("*/*.json"):
         assert f"| `{read_record(path)['provenance']['source']}` |" in text, path.name
-
-
-def test_shipped_tables_are_those_of_the_readme():
-    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    assert all(summary.load_table(name) in text for name in ("final", "baselines", "tasks", "rest"))
 
 
 def test_every_table_has_its_place():

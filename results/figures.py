@@ -1,0 +1,89 @@
+"""The study's figures, from a summary."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from pooling import accuracies_with_enough_loops, rows
+
+from mythos_lite.lessons.study_figures import CHANCE, what_is_needed, what_mends
+from mythos_lite.lessons.summary import accuracies
+from mythos_lite.measure import plots
+from mythos_lite.measure.sweep import make_row
+from mythos_lite.study.plan import FINAL_RUNG, STUDIES, passing, windows
+
+_BESIDE = ("transformer, same parameters", "LSTM", "GRU", "Elman RNN", "tanh RNN")
+"""The baselines of one figure; the others are transformers that guess on long chains too, and a convolution."""
+KNOWN = 0.99
+"""Share of the chains of trained length from which on a run counts as having learned them."""
+UNLEARNED = "short chains not learned"
+
+
+def how_far(summary: dict) -> Figure:
+    """Accuracy against chain length: the final model beside the baselines."""
+    entries = {"looped": summary["final"][FINAL_RUNG], **{name: summary["baselines"][name] for name in _BESIDE}}
+    lines = {
+        name: {n: accuracies_with_enough_loops(entry, str(n)) for n in (5, 8, 16, 32, 64, 128)}
+        for name, entry in entries.items()
+    }
+    last = min(accuracies_with_enough_loops(entries["looped"], "128"))
+    title = f"Trained on at most 5 digits; at 128 the worst looped model is right on {last:.1%}"
+    return plots.length_generalisation(lines, trained=5, chance=CHANCE, title=title)
+
+
+def frontier(summary: dict) -> Figure:
+    """Accuracy by loops and length for three windows, with the loops that ``ModelConfig.loops_needed`` says."""
+    panels = {}
+    for run in windows(0):
+        entry = summary["windows"][run.rung]
+        measured = [{**row, "n_digits": int(length)} for length in entry["correct"] for row in rows(entry, length)]
+        panels[run.rung] = measured, {int(length): run.model.loops_needed(int(length)) for length in entry["correct"]}
+    return plots.frontier(
+        panels, title="Left of the line, which the window sets, the first digit cannot have reached EQ"
+    )
+
+
+def answers_pass(summary: dict) -> Figure:
+    """Accuracy by loops and bits of parity models that were trained on five bits, seed by seed."""
+    entry = summary["passing"]["parity"]
+    (run,) = passing(0)
+    needed = {int(n): run.model.loops_needed(int(n)) for n in entry["correct"]}
+    panels = {}
+    for i, seed in enumerate(entry["seeds"]):
+        answers = ((int(n), int(t), *pairs[i]) for n, loops in entry["correct"].items() for t, pairs in loops.items())
+        panels[f"seed {seed}"] = [make_row(*answer) for answer in answers], needed
+    return plots.frontier(
+        panels, title="Parity, trained on five bits at most: right answers may pass, come late, or stay"
+    )
+
+
+def errors_fade(summary: dict) -> Figure:
+    """Gain along the chain against accuracy on long chains, every run on digit chains that has a gain."""
+    points = gains_and_accuracies(summary)
+    return plots.gain_and_accuracy(
+        points,
+        chance=CHANCE,
+        asked="64 digits, 64 loops",
+        title="Where short chains are learned with the window, fading errors go with long chains",
+    )
+
+
+def gains_and_accuracies(summary: dict) -> dict[str, list[tuple[float, float]]]:
+    """(gain over 8 digits, accuracy on 64 digits at 64 loops) of every run on digit chains modulo 7 that has a gain.
+
+    Runs with a window and with full attention apart, and those apart that are right on less than ``KNOWN`` of the
+    chains of trained length.
+    """
+    points: dict = {"window of 2": [], "full attention": [], UNLEARNED: []}
+    for study in ("ladder", "removal", "final"):
+        windows = {run.rung: run.model.window for run in STUDIES[study][0](0)}
+        for rung, entry in summary[study].items():
+            name = "full attention" if windows[rung] is None else f"window of {windows[rung]}"
+            seeds = zip(entry["gains"], accuracies(entry, "2–5", 4), accuracies(entry, "64", 64), strict=True)
+            for gain, known, far in seeds:
+                if gain is not None:
+                    points[name if known >= KNOWN else UNLEARNED].append((gain, far))
+    return points
+
+
+FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier,
+           "errors_fade": errors_fade, "answers_pass": answers_pass}  # fmt: skip
