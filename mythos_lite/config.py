@@ -76,6 +76,10 @@ class ModelConfig(Config):
     v_head_dim: int | None = None
     window: int | None = checked(2, check_int, 1)
     """Positions a query sees, itself included. ``None``: all earlier ones."""
+    dilated: bool = checked(False, check_bool)
+    """Spread the core's window out from loop to loop: in loop t, counted from 0, its positions stand window**t apart,
+    and where there is none so far back, the first one takes its place. News then crosses n positions in O(log n) loops.
+    Needs a window of 2 or more and a dense core; such a model keeps no cache."""
     rope_theta: float = checked(10_000.0, check_number, 1.0, 1e12, open_low=True)
 
     d_ff: int = checked(128, check_int, 1)
@@ -91,7 +95,8 @@ class ModelConfig(Config):
     n_loops: int = checked(4, check_int, 1)
     """Loops of the core when a call does not say."""
 
-    injection: str = checked("lti", check_choice, ("lti", "additive"))
+    injection: str = checked("lti", check_choice, ("lti", "additive", "none"))
+    """How input e and state make what the core is given; ``"none"`` gives it the state alone, which begins as e."""
     state_activation: str = checked("tanh", check_choice, ("tanh", "none"))
     """Applied to the state after every loop. ``"tanh"`` keeps it in [−1, 1] (float32 reaches the ends) and drives
     channels there, where small errors die out; with ``"none"`` they add up from loop to loop."""
@@ -124,6 +129,9 @@ class ModelConfig(Config):
             check_int("n_kv_heads", self.n_kv_heads, 1, self.n_heads)
             self._require(self.n_heads % self.n_kv_heads == 0, "n_kv_heads", f"it must divide n_heads={self.n_heads}")
 
+        if self.dilated:
+            accepted = "only a window of 2 or more positions and a dense core can be dilated; pass False"
+            self._require((self.window or 0) > 1 and not self.n_experts, "dilated", accepted)
         self._require(self.n_experts != 1, "n_experts", "a router needs 2 or more to choose from; 0 is a dense core")
         limits = {"n_experts_per_token": (1, self.n_experts), "n_shared_experts": (0, None), "d_expert": (1, None)}
         for name, (low, high) in limits.items():
@@ -151,7 +159,8 @@ class ModelConfig(Config):
     def loops_needed(self, distance: int) -> int:
         """Fewest loops at which a token can depend on the token ``distance`` positions earlier.
 
-        A window of w moves information w − 1 positions per layer; prelude and coda move it too.
+        A window of w moves information w − 1 positions per layer; prelude and coda move it too. Where it is dilated,
+        loop t of the core moves it (w − 1)·wᵗ positions.
         Raises ``ValueError`` where no number of loops is enough (a window of 1 moves nothing).
         """
         distance = check_int("distance", distance, 0)
@@ -160,6 +169,11 @@ class ModelConfig(Config):
         reach = self.window - 1
         left = distance - reach * (self.n_prelude_layers + self.n_coda_layers)
         self._require(reach > 0, "window", f"no loop moves information over {distance} positions; use 2 or more")
+        if self.dilated:
+            n_loops = 1
+            while self.n_core_layers * (self.window**n_loops - 1) < left:
+                n_loops += 1
+            return n_loops
         return max(1, math.ceil(left / (reach * self.n_core_layers)))
 
 
@@ -177,8 +191,9 @@ class TrainConfig(Config):
     min_loops: int = checked(4, check_int, 1)
     max_loops: int = 4
     """The loop count of a batch is drawn from ``min_loops`` to ``max_loops``; equal values fix it."""
-    loss: str = checked("last", check_choice, ("last", "from_needed"))
-    """``"last"``: at the last loop. ``"from_needed"``: mean over the loops from the needed one on."""
+    loss: str = checked("last", check_choice, ("last", "from_needed", "from_length"))
+    """``"last"``: at the last loop. ``"from_needed"``: mean over the loops from the needed one on. ``"from_length"``:
+    mean over the loops from the n-th on, where n is the number of digits or steps."""
     ponder_cost: float = checked(0.0, check_number, 0.0, 1e3)
     """Weight of the ponder cost in the loss; needs a model that halts."""
 

@@ -39,7 +39,7 @@ def wilson_interval(n_correct: int, n: int, confidence: float = 0.95) -> tuple[f
 def evaluation_chains(task: Task, n_digits: int, n_chains: int, seed: int = 0) -> Tensor:
     """Held-out chains (B, n): all of them if there are at most ``n_chains``, else that many at random."""
     n_digits, n_chains = check_int("n_digits", n_digits, 1), check_int("n_chains", n_chains, 1)
-    if task.n_symbols**n_digits <= 100_000:
+    if task.n_chains(n_digits) <= 100_000:
         chains = task.enumerate(n_digits, "held_out")
         if 0 < len(chains) <= n_chains:
             return chains

@@ -20,6 +20,8 @@ Deviation from both: their Ā is below 1 on paper but rounds to exactly 1.0 in f
 bfloat16 already below 2e-3. Here Ā = exp(−(1/128 + Δ·exp(a))), at most 0.9923, and exponents are clamped to a range in
 which float32 neither overflows nor gives 0·∞, so ρ(Ā) < 1 for all values of the parameters, in either type. ρ(Ā) < 1
 says nothing about the whole loop map, which contains R: see ``spectral``.
+
+``NoInjection`` is h' = R(h): the input enters as h_0 alone, and has to be kept in the state.
 """
 
 import math
@@ -102,5 +104,31 @@ class AdditiveInjection(nn.Module):
         return (self.decay() * h + self.b * e).to(e.dtype)
 
 
-def make_injection(config: ModelConfig) -> LTIInjection | AdditiveInjection:
-    return LTIInjection(config) if config.injection == "lti" else AdditiveInjection(config)
+class NoInjection(nn.Module):
+    """h' = R(h)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.d_model = config.d_model
+
+    def reset_parameters(self) -> None:
+        """It has none."""
+
+    def decay(self) -> Tensor:
+        """Ā (D,): the state goes to the core as it is."""
+        return torch.ones(self.d_model)
+
+    def drive(self, h: Tensor, e: Tensor, signal: Tensor | float = 0.0) -> Tensor:
+        """State and input (B, T, D) → what the core is given; ``signal`` (D,) is added to it."""
+        return h + signal
+
+    def bypass(self, h: Tensor, e: Tensor) -> Tensor | float:
+        """State and input (B, T, D) → what is added to the core's output: nothing."""
+        return 0.0
+
+
+INJECTIONS = {"lti": LTIInjection, "additive": AdditiveInjection, "none": NoInjection}
+
+
+def make_injection(config: ModelConfig) -> LTIInjection | AdditiveInjection | NoInjection:
+    return INJECTIONS[config.injection](config)

@@ -38,6 +38,7 @@ from mythos_lite.files.checkpoint import CheckpointError, check_shapes, open_che
 from mythos_lite.model.attention import AttentionContext, MultiHeadLatentAttention, attention_context
 from mythos_lite.model.block import Block
 from mythos_lite.model.cache import Cache, CacheKey
+from mythos_lite.model.dilation import fold, unfold
 from mythos_lite.model.halting import ActHalting, ActState, answer_change
 from mythos_lite.model.injection import make_injection
 from mythos_lite.model.layers import rms_norm
@@ -149,7 +150,7 @@ class RecurrentDepthTransformer(nn.Module):
         """The loop map h_t → h_{t+1} (B, T, D), with the router's statistics per core layer."""
         beside = self.injection.bypass(h, e)
         x = self.injection.drive(h, e, self._loop_signal(t, h))
-        x, routing = self._run_blocks("core", x, context, t)
+        x, routing = self._run_core(x, t, context)
         h = beside + self._adapt(x, t)
         return (torch.tanh(h) if self.config.state_activation == "tanh" else h), routing
 
@@ -232,7 +233,7 @@ class RecurrentDepthTransformer(nn.Module):
         top_k: int | None = None, eos_token_id: int | None = None, generator: torch.Generator | None = None,
         exit_policy: object | None = None, return_loops: bool = False,
     ) -> Tensor | Generation:  # fmt: skip
-        """Continue the prompts (B, T) token by token, with a cache: (B, T + new).
+        """Continue the prompts (B, T) token by token: (B, T + new). A cache is kept, but not by a dilated window.
 
         ``temperature`` 0 takes the likeliest token; above it, tokens are drawn (from the ``top_k`` likeliest, if
         given) with ``generator``. It stops early once every sequence has produced ``eos_token_id``; a sequence that
@@ -242,8 +243,9 @@ class RecurrentDepthTransformer(nn.Module):
             ValueError: as ``forward``, and for a prompt that holds padding (prompts of different lengths: one call
                 each), a negative temperature, more tokens than fit, or a model whose logits are not finite.
         """
-        cache = Cache()
+        cache = None if self.config.dilated else Cache()
         n_loops = self.check_input(prompt_ids, n_loops, cache, exit_policy)
+        self._check_unpadded(prompt_ids)
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 0)
         self._check_length(prompt_ids.shape[1] + max_new_tokens)
         temperature = check_number("temperature", temperature, 0.0)
@@ -256,7 +258,8 @@ class RecurrentDepthTransformer(nn.Module):
         new, ids, loops = prompt_ids, prompt_ids, []
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
-            out = self._forward(new, n_loops, self._context(new, cache), False, exit_policy)
+            read = ids if cache is None else new
+            out = self._forward(read, n_loops, self._context(read, cache), False, exit_policy)
             loops.append(out.n_loops)
             if not torch.isfinite(out.logits[:, -1]).all():
                 raise ValueError("the logits are not finite; the model's weights are damaged or too large")
@@ -336,14 +339,19 @@ class RecurrentDepthTransformer(nn.Module):
             raise ValueError(f"cache must be a Cache or None, not {cache!r}")
         self._check_length(token_ids.shape[1] + (cache.length if cache is not None else 0))
         if cache is not None:
-            pad = self.config.pad_token_id
-            if pad is not None and not torch.compiler.is_compiling() and (token_ids == pad).any():
-                raise ValueError(
-                    f"the tokens hold padding (token {pad}); a cache keeps every token, and later ones would attend to "
-                    "it: run sequences of different lengths one by one"
-                )
+            if self.config.dilated:
+                raise ValueError("a dilated window reads states of all earlier positions; such a model keeps no cache")
+            self._check_unpadded(token_ids)
             cache.begin(self.config, token_ids.shape[0], n_loops)
         return n_loops
+
+    def _check_unpadded(self, token_ids: Tensor) -> None:
+        pad = self.config.pad_token_id
+        if pad is not None and not torch.compiler.is_compiling() and (token_ids == pad).any():
+            raise ValueError(
+                f"the tokens hold padding (token {pad}), to which later ones would attend: run sequences of different "
+                "lengths one by one"
+            )
 
     def _check_length(self, length: int) -> None:
         if length > self.config.max_seq_len:
@@ -364,6 +372,16 @@ class RecurrentDepthTransformer(nn.Module):
             if stats is not None:
                 routing.append(stats)
         return x, tuple(routing)
+
+    def _run_core(self, x: Tensor, t: int, context: AttentionContext) -> tuple[Tensor, Routing]:
+        """The core of loop t: (B, T, D) → (B, T, D). With a dilated window, on positions windowᵗ apart."""
+        if not self.config.dilated:
+            return self._run_blocks("core", x, context, t)
+        n_positions = x.shape[1]
+        dilation = min(self.config.window**t, n_positions)  # that far apart, each stands alone behind the first
+        x = fold(x, dilation)
+        context = attention_context(self.config, x.shape[1], None, x.device)
+        return unfold(self._run_blocks("core", x, context, t)[0], dilation, n_positions), ()
 
     def _loop_signal(self, t: int, h: Tensor) -> Tensor | float:
         """(D,) sinusoid of the loop number on the first 2·(D // 16) channels, zero on the others."""

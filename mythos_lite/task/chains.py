@@ -93,6 +93,10 @@ class Task:
     def vocab_size(self) -> int:
         return self.start_id + 3
 
+    def n_chains(self, n_digits: int) -> int:
+        """How many chains of ``n_digits`` there are, on both sides of the split."""
+        return self.n_symbols**n_digits
+
     def check_fit(self, model: ModelConfig, max_digits: int) -> None:
         """``ValueError`` for a model that has other tokens than this task, or no room for chains of ``max_digits``."""
         if model.vocab_size < self.vocab_size:
@@ -137,7 +141,7 @@ class Task:
         """Every chain of ``n_digits`` digits on one side of the split, (B, n), in counting order."""
         n_digits = check_int("n_digits", n_digits, 1)
         check_choice("split", split, SPLITS)
-        if (total := self.n_symbols**n_digits) > _ENUMERABLE:
+        if (total := self.n_chains(n_digits)) > _ENUMERABLE:
             raise ValueError(f"n_digits={n_digits} has {total:,} chains, more than {_ENUMERABLE:,}; use sample()")
         place = self.n_symbols ** torch.arange(n_digits - 1, -1, -1, device="cpu")
         chains = torch.arange(total, device="cpu").unsqueeze(1) // place % self.n_symbols
@@ -200,31 +204,34 @@ class ChainTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class PermutationTask(Task):
-    """Products in the symmetric group of ``degree`` points: which permutation comes of applying them in order?
+    """Products of permutations of ``degree`` points: which one comes of applying them in order?
 
-    Permutations are numbered by their distance from the identity in transpositions, so that 0 is the identity and
-    1 … ``degree``·(``degree`` − 1)/2 are the transpositions. Chains are made of the first ``n_symbols``; the answer can
-    be any. From degree 5 on the word problem is complete for NC¹ (Barrington 1989), out of reach of transformers of
-    fixed depth unless TC⁰ = NC¹ (Merrill & Sabharwal 2023; Liu et al. 2023).
+    They are those of the symmetric group or, if ``even``, of the alternating one, numbered by their distance from the
+    identity in transpositions: 0 is the identity, and in the symmetric group 1 … ``degree``·(``degree`` − 1)/2 are the
+    transpositions. Chains are made of the first ``n_symbols``; the answer can be any. From degree 5 on the word problem
+    of either group is complete for NC¹ (Barrington 1989), out of reach of transformers of fixed depth unless TC⁰ = NC¹
+    (Merrill & Sabharwal 2023; Liu et al. 2023).
     """
 
     degree: int = 3
     n_symbols: int = 6
     start_token: bool = True
+    even: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "degree", check_int("degree", self.degree, 2, 6))
+        check_bool("even", self.even)
+        object.__setattr__(self, "degree", check_int("degree", self.degree, 3 if self.even else 2, 6))
         object.__setattr__(self, "n_symbols", check_int("n_symbols", self.n_symbols, 2, self.n_answers))
         check_bool("start_token", self.start_token)
 
     @property
     def n_answers(self) -> int:
-        return math.factorial(self.degree)
+        return math.factorial(self.degree) // (2 if self.even else 1)
 
     def answer(self, chains: Tensor) -> Tensor:
         """(B, n) permutations → (B,) the permutation that applies the first, then the second, and so on."""
         chains = self._checked(chains)
-        table = _products(self.degree).to(chains.device)
+        table = _products(self.degree, self.even).to(chains.device)
         state = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
         for symbol in chains.unbind(dim=1):
             state = table[state, symbol]
@@ -232,12 +239,12 @@ class PermutationTask(Task):
 
 
 @functools.cache
-def _products(degree: int) -> Tensor:
-    """(n!, n!) table: entry [p, q] is the number of "first p, then q"."""
+def _products(degree: int, even: bool) -> Tensor:
+    """Table of n_answers rows and columns: entry [p, q] is the number of "first p, then q"."""
     permutations, one = list(itertools.permutations(range(degree))), np.eye(degree)
     # A permutation's distance is its points less its cycles, which is the rank of its matrix less the identity.
     distances = np.linalg.matrix_rank(one[np.array(permutations)] - one).tolist()
-    permutations = [p for _, p in sorted(zip(distances, permutations, strict=True))]
+    permutations = [p for d, p in sorted(zip(distances, permutations, strict=True)) if not (even and d % 2)]
     number = {p: i for i, p in enumerate(permutations)}
     products = [[number[tuple(q[i] for i in p)] for q in permutations] for p in permutations]
     return torch.tensor(products, device="cpu")

@@ -24,7 +24,8 @@ def supervised_loops(
     be answered in ``n_loops`` loops. Chains that need more loops than that weigh nothing.
     """
     # EQ stands n positions after the first digit. With "last" it is as if every chain needed all of the loops.
-    first = {n: n_loops if train.loss == "last" else model.loops_needed(n) for n in n_digits.unique().tolist()}
+    needs = {"last": lambda n: n_loops, "from_needed": model.loops_needed, "from_length": int}[train.loss]
+    first = {n: needs(n) for n in n_digits.unique().tolist()}
     needed = torch.tensor([first[n] for n in n_digits.tolist()], device=n_digits.device)
     loops = list(range(min(first.values()), n_loops + 1)) or [n_loops]
     counts = (torch.tensor(loops, device=n_digits.device).unsqueeze(1) >= needed).to(torch.float32)  # (L, B)

@@ -204,7 +204,8 @@ def _check_fit(model: nn.Module, task: Task, config: TrainConfig, objective: Obj
         task.check_fit(model.config, config.max_digits)
         if config.ponder_cost and model.config.halting == "none":
             raise ValueError(f'ponder_cost={config.ponder_cost} needs a model that halts: halting="act"; or use 0')
-        needed = model.config.loops_needed(config.max_digits) if config.loss == "from_needed" else 1
+        needs = {"last": lambda n: 1, "from_needed": model.config.loops_needed, "from_length": int}
+        needed = needs[config.loss](config.max_digits)
         if config.max_loops < needed:
             n = config.max_digits
             raise ValueError(f"max_loops={config.max_loops} is too few to learn from: {n} digits need {needed} loops")
