@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "": ["checks", "config"],
     "files": ["json_files", "atomic", "provenance", "checkpoint"],
-    "model": ["modes", "layers", "cache", "attention", "moe", "block", "injection", "halting", "loop"],
-    "task": ["chains", "loss"],
+    "model": ["modes", "layers", "cache", "attention", "moe", "block", "injection", "halting", "dilation", "loop"],
+    "task": ["chains", "pointers", "loss"],
     "measure": ["spectral", "sweep", "left_to_right", "plots"],
     "training": ["recipes", "state", "trainer"],
-    "study": ["baselines", "run", "plan", "records", "workers", "report", "experiment"],
+    "study": ["baselines", "run", "depth", "plan", "records", "workers", "report", "experiment"],
     "lessons": [
         "display", "drawing", "exercise", "session", "holding", "summary", "study_figures",
         *(f"diagrams0{n}" for n in range(1, 7)), *(f"lesson0{n}" for n in range(1, 7)), "catalogue", "grading",

@@ -12,6 +12,9 @@ study               question
 ``windows``         wider windows: are the loops needed those that the window predicts?
 ``passing``         parity, asked after every loop: does the right answer stay?
 ``experiment``      the recipes of the main job, as they are
+``doubling``        these three are in ``study.depth``: depth that grows as log n,
+``words``           products of all elements of A5 and S5,
+``pointers``        and paths through a graph
 ==================  ======================================================================================
 
 The final setting is the training of recipe ``hold``. Its model is grouped-query attention with two key/value
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from mythos_lite.checks import check_choice, check_int
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.study.baselines import BaselineConfig
+from mythos_lite.study.depth import doubling, pointers, words
 from mythos_lite.study.run import Run
 from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.training.recipes import RECIPES, Sweep, mod7_model, mod7_moe_model, published_model, recipe
@@ -312,11 +316,13 @@ STUDIES = {
     "baselines": (baselines, FIVE_SEEDS), "tasks": (tasks, THREE_SEEDS),
     "baseline-tasks": (baseline_tasks, LATER_SEEDS[:3]), "windows": (windows, (0,)),
     "passing": (passing, THREE_SEEDS), "experiment": (experiment, FIVE_SEEDS),
+    "doubling": (doubling, LATER_SEEDS[:3]), "words": (words, LATER_SEEDS[:3]), "pointers": (pointers, LATER_SEEDS[:3]),
 }  # fmt: skip
 """Each study's runs of one seed, and its seeds."""
 OTHER_SEEDS = {
     ("ladder", AS_PUBLISHED): FIVE_SEEDS, ("final", DENSE): (0,), ("experiment", "fixed with experts"): (0,),
     **{("baselines", name): LATER_SEEDS for name in LATER_BASELINES},
+    ("doubling", "sum modulo 7"): LATER_SEEDS, ("doubling", "S3"): LATER_SEEDS,
 }  # fmt: skip
 """The dense model is that of recipe ``hold``, whose five seeds the main job ran."""
 

@@ -30,11 +30,12 @@ from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.study.baselines import BaselineConfig, answer_loss, build_baseline, count_correct
 from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.task.loss import chain_loss
+from mythos_lite.task.pointers import PointerTask
 from mythos_lite.training.recipes import Sweep
 from mythos_lite.training.state import STATE_FILE
 from mythos_lite.training.trainer import build_model, train
 
-TASK_KINDS = {kind.__name__: kind for kind in (ChainTask, PermutationTask)}
+TASK_KINDS = {kind.__name__: kind for kind in (ChainTask, PermutationTask, PointerTask)}
 _REST_LOOPS = (4, 8, 16, 32, 64)
 _RADII_LOOPS = (*range(1, 9), 16, 32, 64)
 _GAIN_DISTANCES = (1, 2, 4, 8)
@@ -165,7 +166,7 @@ def _chains(run: Run, n_digits: int, n_chains: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _left_running(model: RecurrentDepthTransformer, run: Run) -> dict:
-    """What the loop does when it is left running, on held-out chains of 8.
+    """What the loop does when it is left running, on held-out chains of 8 (a path of 8 steps, if they are pointers).
 
     At several loop counts the median residual at EQ of a hundred chains, and ρ(J) of the first one's map. Where the
     state comes to rest, what is left of a small error 1, 2, 4 and 8 positions further on.
@@ -180,7 +181,7 @@ def _left_running(model: RecurrentDepthTransformer, run: Run) -> dict:
     if all(map(math.isfinite, residual.values())):
         radii = loop_radii(model, token_ids[:1], _RADII_LOOPS)
         found["radii"] = [[t, round(radius, 4)] for t, radius in zip(_RADII_LOOPS, radii, strict=True)]
-        if radii[-1] < 1:
+        if radii[-1] < 1 and not run.model.dilated and not isinstance(run.task, PointerTask):
             found["gains"] = _gains(model, run)
     if model.config.n_experts:
         lengths, n_loops = [run.train.max_digits], run.train.max_loops
