@@ -131,7 +131,11 @@ POINTER_BASELINES = {
 def pointers(seed: int) -> list[Run]:
     """Paths of at most four steps in training, and of up to eighteen when it is asked."""
     runs = []
-    for name, fields in (("loop", {}), ("no injection", {"injection": "none"}), ("no tanh", {"state_activation": "none"})):
+    for name, fields in (
+        ("loop", {}),
+        ("no injection", {"injection": "none"}),
+        ("no tanh", {"state_activation": "none"}),
+    ):
         *before, last = (_train(seed, lr=1e-3, batch_size=512, **training) for training in _STEPS)
         model = _for(POINTERS, _POINTERS, **fields)
         runs.append(_run("pointers", name, seed, POINTERS, model, last, before, POINTER_SWEEPS))

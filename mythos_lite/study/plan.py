@@ -15,6 +15,8 @@ study               question
 ``doubling``        these three are in ``study.depth``: depth that grows as log n,
 ``words``           products of all elements of A5 and S5,
 ``pointers``        and paths through a graph
+``two-changes``     these two in ``study.overthinking``: window and tanh on the published model,
+``cures``           and what keeps an answer besides a tanh
 ==================  ======================================================================================
 
 The final setting is the training of recipe ``hold``. Its model is grouped-query attention with two key/value
@@ -29,6 +31,7 @@ from mythos_lite.checks import check_choice, check_int
 from mythos_lite.config import ModelConfig, TrainConfig
 from mythos_lite.study.baselines import BaselineConfig
 from mythos_lite.study.depth import doubling, pointers, words
+from mythos_lite.study.overthinking import cures, two_changes
 from mythos_lite.study.run import Run
 from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.training.recipes import RECIPES, Sweep, mod7_model, mod7_moe_model, published_model, recipe
@@ -317,6 +320,7 @@ STUDIES = {
     "baseline-tasks": (baseline_tasks, LATER_SEEDS[:3]), "windows": (windows, (0,)),
     "passing": (passing, THREE_SEEDS), "experiment": (experiment, FIVE_SEEDS),
     "doubling": (doubling, LATER_SEEDS[:3]), "words": (words, LATER_SEEDS[:3]), "pointers": (pointers, LATER_SEEDS[:3]),
+    "two-changes": (two_changes, LATER_SEEDS), "cures": (cures, LATER_SEEDS[:3]),
 }  # fmt: skip
 """Each study's runs of one seed, and its seeds."""
 OTHER_SEEDS = {

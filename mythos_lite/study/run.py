@@ -28,6 +28,7 @@ from mythos_lite.measure.spectral import gains_along_chain, loop_radii, make_loo
 from mythos_lite.measure.sweep import evaluation_chains, expert_shares, sweep
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.study.baselines import BaselineConfig, answer_loss, build_baseline, count_correct
+from mythos_lite.study.cures import fixed_point_loss, jacobian_loss, noisy_loss
 from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.task.loss import chain_loss
 from mythos_lite.task.pointers import PointerTask
@@ -36,6 +37,7 @@ from mythos_lite.training.state import STATE_FILE
 from mythos_lite.training.trainer import build_model, train
 
 TASK_KINDS = {kind.__name__: kind for kind in (ChainTask, PermutationTask, PointerTask)}
+OBJECTIVES = {one.__name__: one for one in (chain_loss, noisy_loss, fixed_point_loss, jacobian_loss)}
 _REST_LOOPS = (4, 8, 16, 32, 64)
 _RADII_LOOPS = (*range(1, 9), 16, 32, 64)
 _GAIN_DISTANCES = (1, 2, 4, 8)
@@ -55,6 +57,8 @@ class Run:
     sweeps: tuple[Sweep, ...]
     before: tuple[TrainConfig, ...] = ()
     """Trainings that come first; each goes on from the weights of the one before it."""
+    objective: str = "chain_loss"
+    """What a model with a loop minimises: that, or one of ``study.cures``."""
     chains_seed: int = 1
     """Seed of the evaluation chains. The main job, which people tune with, has 0, so that the studies' are others."""
 
@@ -84,6 +88,8 @@ class Run:
         """
         kind = values["task"]["kind"]
         check_choice("task", kind, tuple(TASK_KINDS))
+        objective = values.get("objective", "chain_loss")
+        check_choice("objective", objective, tuple(OBJECTIVES))
         model = BaselineConfig if "kind" in values["model"] else ModelConfig
         return cls(
             study=values["study"],
@@ -94,6 +100,7 @@ class Run:
             train=TrainConfig.from_dict(values["train"]),
             sweeps=tuple(Sweep(**asked) for asked in values["sweeps"]),
             before=tuple(map(TrainConfig.from_dict, values.get("before", ()))),
+            objective=objective,
             chains_seed=check_int("chains_seed", values.get("chains_seed", 1), 0),
         )
 
@@ -125,7 +132,7 @@ def execute(
     try:
         for i, config in enumerate((*run.before, run.train)):
             own = folder if folder is None or i == len(run.before) else folder / f"before{i}"
-            objective = chain_loss if looped else answer_loss
+            objective = OBJECTIVES[run.objective] if looped else answer_loss
             history = train(model, run.task, config, objective=objective, folder=own, progress=progress)
             record["curve"] += [[_rounded(point[key]) for key in _CURVE] for point in history]
     except NonFiniteError as error:

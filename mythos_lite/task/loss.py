@@ -37,8 +37,14 @@ def chain_loss(
     model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, n_loops: int
 ) -> tuple[Tensor, Tensor, list[LoopStep]]:
     """Loss (), logits (B, V) at EQ after the last loop, and every turn of the loop."""
-    loops, weights = supervised_loops(model.config, train, n_loops, batch.n_digits.cpu())
-    turns = list(model.loop(batch.token_ids, n_loops))
+    return loss_of_turns(model, train, batch, list(model.loop(batch.token_ids, n_loops)))
+
+
+def loss_of_turns(
+    model: RecurrentDepthTransformer, train: TrainConfig, batch: Batch, turns: list[LoopStep]
+) -> tuple[Tensor, Tensor, list[LoopStep]]:
+    """``chain_loss`` of a loop that has been run."""
+    loops, weights = supervised_loops(model.config, train, len(turns), batch.n_digits.cpu())
     outputs = torch.cat([turns[loop - 1].output for loop in loops])  # (L·B, T, D)
     logits = answer_logits(model, outputs, batch.answer_positions.repeat(len(loops)))  # (L·B, V)
     nll = F.cross_entropy(logits, batch.answers.repeat(len(loops)), reduction="none")
