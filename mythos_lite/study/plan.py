@@ -173,7 +173,7 @@ BASELINES = {
     "GRU": (BaselineConfig(kind="gru", d_model=157), 5e-4),
     "Elman RNN": (BaselineConfig(kind="rnn", d_model=270), 1e-3),
     "tanh RNN": (BaselineConfig(kind="tanh_rnn", d_model=112, d_ff=448), 5e-3),
-    CONVOLUTION: (BaselineConfig(kind="convolution", d_model=104), 1e-3),
+    CONVOLUTION: (BaselineConfig(kind="convolution", d_model=104), 2e-3),
 }
 """Models and learning rates. Those of ten layers have the FLOPs of the final model at eight loops, the others its
 parameters. A rate is the best on long chains of 5e-4, 1e-3, 2e-3 and 5e-3 on seed 10, and beyond where the best stood
