@@ -79,9 +79,9 @@ def summarise(records: Iterable[dict]) -> dict:
 
 
 def _groups_of(n_digits: int, asked: set[int]) -> list[str]:
-    """Names of the groups that a length counts in: the widest that was asked as a whole, and itself from 5 on."""
+    """Names of the groups that a length counts in: the widest that was asked as a whole, and itself."""
     whole = [name for name, lengths in _GROUPS.items() if asked.issuperset(lengths) and n_digits in lengths]
-    return whole[:1] + [str(n_digits)] * (n_digits >= 5 or not whole)
+    return [*whole[:1], str(n_digits)]
 
 
 def worst_interval(entry: dict, group: str, n_loops: int) -> tuple[float, float]:
