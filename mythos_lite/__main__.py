@@ -93,6 +93,7 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
     study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds (default: the study's)")
     what = f"processes of one thread each, 1 to {MOST_AT_ONCE} here (default: %(default)s)"
     study.add_argument("--jobs", type=int, default=2, help=what)
+    study.add_argument("--device", default="cpu", help="auto, cpu or cuda (default: %(default)s)")
     what = "where records go (default: %(default)s); weights go there too, those of the default to runs/study"
     study.add_argument("--results", default=str(RESULTS), metavar="DIR", help=what)
     what = "say whether the results agree with those in DIR, and exit with 1 if not; on another processor a rerun may "
@@ -275,7 +276,7 @@ def _study(args: argparse.Namespace) -> int:
     results, compare = Path(args.results), None if args.compare is None else Path(args.compare)
     others = [] if compare is None else [_other_record(run, compare) for run in runs]
     folders = Path("runs") / "study" if results.resolve() == RESULTS.resolve() else results
-    records = run_study(runs, results, folders, args.jobs)
+    records = run_study(runs, results, folders, args.jobs, args.device)
     print(f"{len(records)} runs are in {results}")
     if compare is None:
         return 0

@@ -139,9 +139,10 @@ def cost_table(summary: dict) -> str:
 
 TABLES = {
     "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
-    "baselines": baseline_table, "tasks": task_table,
-    "baseline tasks": baseline_task_table, "doubling": doubling_table, "words": words_table,
-    "pointers": pointers_table, "two changes": two_changes_table, "cures": cures_table, "rest": rest_table, "spread": spread_table, "cost": cost_table,
+    "baselines": baseline_table, "tasks": task_table, "baseline tasks": baseline_task_table,
+    "doubling": doubling_table, "words": words_table, "pointers": pointers_table,
+    "two changes": two_changes_table, "cures": cures_table,
+    "rest": rest_table, "spread": spread_table, "cost": cost_table,
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ A summary maps study → rung → an *entry*: ``n_parameters``; per seed ``seeds
 ``cpu_seconds`` of training alone, and on 8 digits ``radii`` (ρ(J) at loop 32) and ``residuals`` (at loop 64),
 ``gains`` (by what factor a small error is at most multiplied over 8 digits; ``None`` in the first records, and where
 EQ does not rest); ``errors`` (what a run that blew up said); and ``correct``, which maps group of lengths →
-loops → a pair ``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and, from 5 on, single lengths; loops are
+loops → a pair ``[n_correct, n_chains]`` per seed. Groups are "2–5", "6–8" and single lengths; loops are
 strings, as in JSON.
 """
 

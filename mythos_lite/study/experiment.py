@@ -17,7 +17,7 @@ from mythos_lite.files.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointEr
 from mythos_lite.study.report import figures, format_chart, format_table
 from mythos_lite.study.run import Run, execute
 from mythos_lite.training.state import METRICS_FILE, STATE_FILE
-from mythos_lite.training.trainer import build_model, default_device
+from mythos_lite.training.trainer import build_model, find_device
 
 SWEEP_FILE = "sweep.json"
 
@@ -32,7 +32,7 @@ def run_experiment(
         OSError: for a folder that cannot be written, or into which another run is writing.
         NonFiniteError: when training blows up.
     """
-    device = _find_device(device)
+    device = find_device(device)
     folder = run_folder(run, out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(folder)!r} is a file; choose a folder")
@@ -65,23 +65,6 @@ def run_folder(run: Run, out: str | os.PathLike | None = None) -> Path:
     if out is not None and not os.fspath(out):
         raise ValueError(f"out={out!r} is not possible: name a folder, or leave it out for one in runs/")
     return Path("runs") / Path(run.name).name if out is None else Path(out)
-
-
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        return default_device()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device={name!r} is not known; use auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r} is not supported; use auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
-            "use auto or cpu"
-        )
-    return device
 
 
 def _command(run: Run, device: torch.device) -> list[str]:

@@ -25,7 +25,7 @@ from mythos_lite.files.atomic import make_folder, only_writer, write_files
 from mythos_lite.study.records import find_record
 from mythos_lite.study.run import Run, execute
 from mythos_lite.training.state import STATE_FILE
-from mythos_lite.training.trainer import can_show_progress
+from mythos_lite.training.trainer import can_show_progress, find_device
 
 RESULTS = Path("results") / "study"
 MOST_AT_ONCE = max(2, os.cpu_count() or 1)
@@ -34,7 +34,11 @@ recorded commands ask for them."""
 
 
 def run_study(
-    runs: Iterable[Run], results: str | os.PathLike = RESULTS, folders: str | os.PathLike | None = None, jobs: int = 2
+    runs: Iterable[Run],
+    results: str | os.PathLike = RESULTS,
+    folders: str | os.PathLike | None = None,
+    jobs: int = 2,
+    device: str = "cpu",
 ) -> list[dict]:
     """Run what is not in ``results`` yet, ``jobs`` at a time; the records of all.
 
@@ -42,11 +46,13 @@ def run_study(
     ``folders``, by default where the records are.
 
     Raises:
-        ValueError: if ``results`` holds a run of the same name with another configuration, or a damaged one.
+        ValueError: if ``results`` holds a run of the same name with another configuration, or a damaged one; for a
+            device that is not there.
         OSError: for a folder that cannot be written, before anything is trained, or when a run failed or was ended;
             the others are then ended too.
     """
     jobs, results, runs = check_int("jobs", jobs, 1, MOST_AT_ONCE), Path(results), list(runs)
+    find_device(device)  # before anything is trained
     folders = results if folders is None else Path(folders)
     records = {run.name: record for run in runs if (record := find_record(run, results))}
     waiting = [run for run in runs if run.name not in records]
@@ -58,7 +64,7 @@ def run_study(
         try:
             while waiting or working:
                 while waiting and len(working) < jobs:
-                    working.append(_Worker(waiting.pop(0), results, folders))
+                    working.append(_Worker(waiting.pop(0), results, folders, device))
                 time.sleep(0.1)
                 for worker in [worker for worker in working if worker.process.poll() is not None]:
                     records[worker.run.name] = worker.record()
@@ -75,7 +81,7 @@ def run_study(
 class _Worker:
     """The process of one run."""
 
-    def __init__(self, run: Run, results: Path, folders: Path) -> None:
+    def __init__(self, run: Run, results: Path, folders: Path, device: str = "cpu") -> None:
         self.run, self.results = run, results
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs; a pipe could fill up)
         package = str(Path(__file__).parents[2])  # first, so that no other copy of it is taken
@@ -85,7 +91,7 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=self.said, stderr=self.said,
             start_new_session=True,  # Ctrl-C in a terminal is for the parent to answer
         )  # fmt: skip
-        told = {"run": run.to_dict(), "results": os.fspath(results), "folders": os.fspath(folders)}
+        told = {"run": run.to_dict(), "results": os.fspath(results), "folders": os.fspath(folders), "device": device}
         with contextlib.suppress(BrokenPipeError):  # it has ended already; ``record`` says how
             self.process.stdin.write(json.dumps(told).encode() + b"\n")
             self.process.stdin.flush()
@@ -105,7 +111,7 @@ class _Worker:
         raise ChildProcessError(f"{self.results / self.run.name} {what}; the same command runs what is missing")
 
 
-def carry_out(run: Run, results: Path, folders: Path) -> None:
+def carry_out(run: Run, results: Path, folders: Path, device: str = "cpu") -> None:
     """Execute a run, or what is left of it, and write its weights and its record, unless another study just did."""
     folder = make_folder(folders / run.name)
     make_folder((results / run.name).parent)
@@ -113,7 +119,8 @@ def carry_out(run: Run, results: Path, folders: Path) -> None:
         if find_record(run, results):
             return
         command = ["study", run.study, "--rungs", run.rung, "--seeds", str(run.seed)]
-        record, model, _ = execute(run, command, folder=folder)
+        command += [] if device == "cpu" else ["--device", device]
+        record, model, _ = execute(run, command, folder=folder, device=device)
         try:
             if isinstance(run.model, ModelConfig) and "error" not in record:
                 model.save_pretrained(folder, **run.to_dict())
@@ -137,6 +144,6 @@ def _main() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # two processes of two threads each are slower than two of one
     try:
-        carry_out(Run.from_dict(told["run"]), Path(told["results"]), Path(told["folders"]))
+        carry_out(Run.from_dict(told["run"]), Path(told["results"]), Path(told["folders"]), told["device"])
     except (OSError, ValueError) as error:
         sys.exit(str(error))

@@ -38,6 +38,24 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def find_device(name: str) -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU. ``ValueError`` for what is not there, or not supported."""
+    if name == "auto":
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r} is not known; use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r} is not supported; use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "use auto or cpu"
+        )
+    return device
+
+
 def can_show_progress() -> bool:
     """Whether there is a stderr to write to; a program without a terminal may have none, or a closed one."""
     return sys.stderr is not None and not getattr(sys.stderr, "closed", False)
