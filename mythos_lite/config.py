@@ -60,6 +60,8 @@ class ModelConfig(Config):
     """
 
     vocab_size: int = checked(10, check_int, 1)
+    output_size: int | None = checked(None, check_int, 1)
+    """Tokens that can be an answer, the first so many of the vocabulary; the head knows no others. ``None``: all."""
     max_seq_len: int = checked(1024, check_int, 1)
     pad_token_id: int | None = 9
     """Token that fills batches on the right. It is left out of router statistics and refused in prompts."""
@@ -111,6 +113,8 @@ class ModelConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fits = self.output_size is None or self.output_size <= self.vocab_size
+        self._require(fits, "output_size", f"it must be at most vocab_size={self.vocab_size}")
         if self.pad_token_id is not None:
             check_int("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
         self._require(not self.loop_index_embedding or self.d_model >= 16, "d_model", "a loop index needs 16 or more")

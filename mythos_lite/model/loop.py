@@ -172,7 +172,7 @@ class RecurrentDepthTransformer(nn.Module):
         if context is None:
             context = attention_context(self.config, h.shape[1], cache, h.device)
         h, _ = self._run_blocks("coda", h, context)
-        return nn.functional.linear(self.norm(h), self.embedding.weight)
+        return nn.functional.linear(self.norm(h), self.embedding.weight[: self.config.output_size])
 
     def forward(
         self, token_ids: Tensor, *, n_loops: int | None = None, cache: Cache | None = None, trace: bool = False,
@@ -249,7 +249,7 @@ class RecurrentDepthTransformer(nn.Module):
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 0)
         self._check_length(prompt_ids.shape[1] + max_new_tokens)
         temperature = check_number("temperature", temperature, 0.0)
-        n_tokens = self.config.vocab_size
+        n_tokens = self.config.output_size or self.config.vocab_size
         top_k = None if top_k is None else check_int("top_k", top_k, 1, n_tokens)
         eos_token_id = None if eos_token_id is None else check_int("eos_token_id", eos_token_id, 0, n_tokens - 1)
         if generator is not None and not isinstance(generator, torch.Generator):

@@ -73,11 +73,12 @@ def doubling(seed: int) -> list[Run]:
 
 
 _WORDS = dataclasses.replace(DOUBLING, d_model=128, d_ff=512, n_kv_heads=4)
-_WORDS_GROWING = (
-    {"steps": 800, "max_digits": 2, "min_loops": 2, "max_loops": 3, "batch_size": 1024},
-    {"steps": 2500, "max_digits": 6, "min_loops": 3, "max_loops": 4, "batch_size": 1024},
-    {"steps": 2000, "max_digits": 16, "min_loops": 5, "max_loops": 6, "batch_size": 512},
-)
+_LEVELS = ((2, 2, 3), (3, 2, 3), (6, 3, 4), (16, 5, 6))
+"""Most elements, fewest loops and most loops of each training. The products of two that three elements are made of are
+as many as the factors' own, and have to be coded alike before longer chains can be learned."""
+_WORDS_STEPS = {"A5": ((800, 1024), (1200, 1024), (1600, 1024), (1500, 256)),
+                "S5": ((1000, 2048), (1500, 2048), (3000, 1024), (1500, 256))}  # fmt: skip
+"""Steps and batch size of each training."""
 WORD_SWEEPS = (
     Sweep(lengths=(4, 8, 16, 32, 64, 128), loops=tuple(range(1, 10)), n_chains=1000),
     Sweep(lengths=(16, 128), loops=(8, 16, 32), n_chains=1000),
@@ -100,20 +101,28 @@ BASELINE_SWEEPS = (
 
 def words(seed: int) -> list[Run]:
     """The word problem of A5 and S5, every element a factor: the loop, and what one would use instead."""
+
+    def trainings(group: str, lr: float) -> list[TrainConfig]:
+        return [
+            _train(seed, lr=lr, steps=steps, batch_size=size, max_digits=digits, min_loops=low, max_loops=high)
+            for (digits, low, high), (steps, size) in zip(_LEVELS, _WORDS_STEPS[group], strict=True)
+        ]
+
     runs = []
     for group, task in (("A5", A5), ("S5", S5)):
-        *before, last = (_train(seed, lr=1e-3, **training) for training in _WORDS_GROWING)
+        *before, last = trainings(group, 1e-3)
         runs.append(_run("words", f"{group}: loop", seed, task, _for(task, _WORDS), last, before, WORD_SWEEPS))
     for name, (model, lr) in WORD_BASELINES.items():
-        *before, last = (_train(seed, lr=lr, **training) for training in _WORDS_GROWING)
+        *before, last = trainings("A5", lr)
         model = dataclasses.replace(model, vocab_size=A5.vocab_size)
         runs.append(_run("words", f"A5: {name}", seed, A5, model, last, before, BASELINE_SWEEPS))
     return runs
 
 
 POINTERS = PointerTask()
-_POINTERS = ModelConfig(n_kv_heads=2, window=None, rope_theta=1e12, **_BARE)
-"""Where an edge stands says nothing. With a base this large hardly anything of the rotary angles is left."""
+_POINTERS = ModelConfig(output_size=POINTERS.n_answers, window=None, rope_theta=1e12, **_BARE)
+"""Where an edge stands says nothing: with a base this large hardly anything of the rotary angles is left. Were edges
+among the answers, Adam would move their embeddings, which share the head's matrix, away from them all together."""
 _STEPS = tuple(
     {"steps": steps, "max_digits": k, "min_loops": k, "max_loops": min(k + 1, 4), "loss": "from_length"}
     for k, steps in ((1, 800), (2, 800), (3, 600), (4, 2000))

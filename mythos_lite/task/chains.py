@@ -101,6 +101,8 @@ class Task:
         """``ValueError`` for a model that has other tokens than this task, or no room for chains of ``max_digits``."""
         if model.vocab_size < self.vocab_size:
             raise ValueError(f"vocab_size={model.vocab_size} is too small: the task has {self.vocab_size} tokens")
+        if (model.output_size or model.vocab_size) < self.n_answers:
+            raise ValueError(f"output_size={model.output_size} is too small: the task has {self.n_answers} answers")
         if model.pad_token_id != self.pad_id:
             raise ValueError(f"pad_token_id={model.pad_token_id} does not fit: the task pads with {self.pad_id}")
         if (room := model.max_seq_len - 2) < max_digits:
