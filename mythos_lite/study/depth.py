@@ -120,7 +120,10 @@ def words(seed: int) -> list[Run]:
 
 
 POINTERS = PointerTask()
-_POINTERS = ModelConfig(output_size=POINTERS.n_answers, window=None, rope_theta=1e12, **_BARE)
+_POINTERS = ModelConfig(
+    vocab_size=POINTERS.vocab_size, pad_token_id=POINTERS.pad_id, output_size=POINTERS.n_answers, window=None,
+    rope_theta=1e12, **_BARE,
+)  # fmt: skip
 """Where an edge stands says nothing: with a base this large hardly anything of the rotary angles is left. Were edges
 among the answers, Adam would move their embeddings, which share the head's matrix, away from them all together."""
 _STEPS = tuple(
@@ -146,7 +149,7 @@ def pointers(seed: int) -> list[Run]:
         ("no tanh", {"state_activation": "none"}),
     ):
         *before, last = (_train(seed, lr=1e-3, batch_size=512, **training) for training in _STEPS)
-        model = _for(POINTERS, _POINTERS, **fields)
+        model = dataclasses.replace(_POINTERS, **fields)
         runs.append(_run("pointers", name, seed, POINTERS, model, last, before, POINTER_SWEEPS))
     for name, (model, lr) in POINTER_BASELINES.items():
         *before, last = (_train(seed, lr=lr, batch_size=512, **training) for training in _STEPS)
