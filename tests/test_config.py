@@ -107,10 +107,10 @@ def test_whole_numbers_beyond_every_float_are_rejected(value):
     ("make", "field", "choices"),
     [
         (ModelConfig, "attention", ("gqa", "mla")),
-        (ModelConfig, "injection", ("lti", "additive")),
+        (ModelConfig, "injection", ("lti", "additive", "none")),
         (ModelConfig, "state_activation", ("tanh", "none")),
         (ModelConfig, "halting", ("none", "act")),
-        (TrainConfig, "loss", ("last", "from_needed")),
+        (TrainConfig, "loss", ("last", "from_needed", "from_length")),
     ],
 )
 def test_choices_are_checked_and_listed(make, field, choices):
@@ -128,6 +128,10 @@ def test_choices_are_checked_and_listed(make, field, choices):
         ({"loop_index_embedding": 1}, "loop_index_embedding", "True or False"),
         ({"loop_index_embedding": None}, "loop_index_embedding", "True or False"),
         ({"loop_index_embedding": True, "d_model": 8}, "d_model", "16"),
+        *(({"dilated": value}, "dilated", "True or False") for value in (1, 0, "yes", None)),
+        *(({"dilated": True, "window": value}, "dilated", "window of 2 or more") for value in (1, None)),
+        ({"dilated": True, **EXPERTS}, "dilated", "dense core"),
+        ({"dilated": True, "window": 1, **EXPERTS}, "dilated", "pass False"),
         ({"n_heads": 5}, "n_heads", "d_model=64"),
         ({"d_model": 12}, "d_model", "even"),
         ({"n_kv_heads": 3}, "n_kv_heads", "n_heads=4"),
@@ -220,6 +224,8 @@ def test_checks_name_the_argument_they_are_given():
         {"act_threshold": 1, "rope_theta": 2},
         {"initializer_range": 0.02},
         {"d_model": 16, "loop_index_embedding": True},
+        {"dilated": True, "window": 1000, "injection": "none"},
+        {"dilated": True, "halting": "act", "n_prelude_layers": 0, "n_coda_layers": 0},
         {"n_heads": 32, "n_kv_heads": 32},
         {**MLA, "n_heads": 5},
         {**EXPERTS, "n_experts_per_token": 4, "n_shared_experts": 0},
@@ -255,12 +261,15 @@ def model_configs(draw) -> ModelConfig:
     n_experts = draw(st.integers(2, 5))
     chosen = {"n_experts": st.just(n_experts), "n_experts_per_token": st.integers(1, n_experts)}
     experts = draw(st.just({}) | st.fixed_dictionaries({**chosen, "n_shared_experts": some, "d_expert": small}))
+    window = draw(st.none() | small)
+    can_be_dilated = window is not None and window > 1 and not experts
     return ModelConfig(
         **attention, **experts, n_heads=n_heads, vocab_size=vocab_size, max_seq_len=draw(st.integers(4, 99)),
-        pad_token_id=draw(st.none() | st.integers(0, vocab_size - 1)), window=draw(st.none() | small),
+        pad_token_id=draw(st.none() | st.integers(0, vocab_size - 1)), window=window,
+        dilated=can_be_dilated and draw(st.booleans()),
         rope_theta=draw(st.floats(1.5, 1e6)), d_ff=draw(small), n_loops=draw(small),
         n_prelude_layers=draw(some), n_core_layers=draw(st.integers(1, 2)), n_coda_layers=draw(some),
-        injection=draw(st.sampled_from(["lti", "additive"])),
+        injection=draw(st.sampled_from(["lti", "additive", "none"])),
         state_activation=draw(st.sampled_from(["tanh", "none"])),
         loop_index_embedding=attention["d_model"] >= 16 and draw(st.booleans()), depth_lora_rank=draw(some),
         halting=draw(st.sampled_from(["none", "act"])), act_threshold=draw(st.floats(0.01, 1.0)),
@@ -274,7 +283,7 @@ def train_configs(draw) -> TrainConfig:
     return TrainConfig(
         steps=draw(count), batch_size=draw(count), n_train_chains=draw(st.none() | count),
         min_digits=digits[0], max_digits=digits[1], min_loops=loops[0], max_loops=loops[1],
-        loss=draw(st.sampled_from(["last", "from_needed"])), ponder_cost=draw(st.floats(0.0, 1e3)),
+        loss=draw(st.sampled_from(["last", "from_needed", "from_length"])), ponder_cost=draw(st.floats(0.0, 1e3)),
         lr=draw(st.floats(1e-9, 1e3)), warmup_steps=draw(st.integers(0, 10**6)), weight_decay=draw(share),
         beta1=draw(share), beta2=draw(share), clip_norm=draw(st.floats(1e-9, 1e9)), ema_decay=draw(share),
         router_bias_rate=draw(st.floats(0.0, 1.0)), eps=draw(st.floats(1e-12, 1.0)),
@@ -297,6 +306,16 @@ def test_every_accepted_model_runs(config):
     assert out.logits.shape == (1, 4, config.vocab_size)
     assert out.n_loops == config.n_loops
     assert torch.isfinite(out.logits).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(model_configs())
+def test_a_model_can_be_dilated_exactly_if_its_window_is_wide_and_its_core_dense(config):
+    if config.window is not None and config.window > 1 and config.n_experts == 0:
+        assert dataclasses.replace(config, dilated=True).dilated
+    else:
+        message = rejection(ModelConfig.from_dict, values={**config.to_dict(), "dilated": True})
+        assert_names(message, "dilated", True)
 
 
 ANYTHING = (
@@ -360,7 +379,7 @@ def test_published_models_have_the_published_number_of_parameters(attention, cou
 def test_published_model_is_the_published_one_field_by_field(attention):
     expected = {
         "vocab_size": 64, "max_seq_len": 32, "pad_token_id": 9,
-        "d_model": 128, "n_heads": 4, "attention": attention, "window": None, "rope_theta": 500_000.0,
+        "d_model": 128, "n_heads": 4, "attention": attention, "window": None, "dilated": False, "rope_theta": 500_000.0,
         "n_kv_heads": 2 if attention == "gqa" else None,
         **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 32 if attention == "mla" else None),
         **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 16 if attention == "mla" else None),
@@ -444,6 +463,42 @@ def test_loops_needed_is_when_a_distant_token_first_matters(window, n_prelude, n
             continue
         needed = config.loops_needed(distance)
         assert found[:, distance].tolist() == [loop >= needed for loop in range(1, n_loops + 1)]
+
+
+@pytest.mark.parametrize("window", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("n_prelude", "n_core", "n_coda"), [(1, 1, 1), (0, 1, 0), (2, 1, 0), (0, 1, 2), (1, 2, 0), (0, 3, 1)]
+)
+def test_loops_needed_of_a_dilated_window_is_the_first_at_which_steps_add_up_to_the_distance(
+    window, n_prelude, n_core, n_coda
+):
+    config = ModelConfig(
+        window=window, dilated=True, n_prelude_layers=n_prelude, n_core_layers=n_core, n_coda_layers=n_coda
+    )
+    longest = 200
+
+    def moved(distances: set[int], apart: int, n_layers: int) -> set[int]:
+        for _ in range(n_layers):
+            distances = {d + k * apart for d in distances for k in range(window) if d + k * apart <= longest}
+        return distances
+
+    reached = moved({0}, 1, n_prelude)
+    needed = {}
+    for loop in range(1, 10):
+        reached = moved(reached, window ** (loop - 1), n_core)
+        for distance in moved(reached, 1, n_coda):
+            needed.setdefault(distance, loop)
+    assert [config.loops_needed(distance) for distance in range(longest + 1)] == [
+        needed[distance] for distance in range(longest + 1)
+    ]
+
+
+def test_a_dilated_window_of_two_and_no_more_needs_the_logarithm():
+    config = ModelConfig(dilated=True, n_prelude_layers=0, n_coda_layers=0)
+    for n in (1, 2, 3, 4, 7, 8, 15, 16, 127, 128, 1023, 1024):
+        assert config.loops_needed(n) == math.ceil(math.log2(n + 1))
+    assert config.loops_needed(0) == 1
+    assert config.loops_needed(2**100 - 1) == 100
 
 
 @pytest.mark.parametrize("distance", [-1, 1.5, True, "2", None])

@@ -38,6 +38,7 @@ CONFIGS = {
     "no prelude, no coda, no padding": dataclasses.replace(
         TINY, n_prelude_layers=0, n_coda_layers=0, n_core_layers=2, pad_token_id=None, window=None
     ),
+    "dilated, no injection": dataclasses.replace(TINY, dilated=True, injection="none"),
     "mod7": mod7_model(),
     "mod7, experts": mod7_moe_model(),
     "published": published_model(),

@@ -25,6 +25,7 @@ EXPERTS = {"n_experts": 4, "n_experts_per_token": 2, "n_shared_experts": 1, "d_e
 FEATURES = {
     "dense lti": {},
     "additive": {"injection": "additive"},
+    "no injection": {"injection": "none"},
     "experts": EXPERTS,
     "act": {"halting": "act"},
     "depth lora": {"depth_lora_rank": 3},
@@ -420,7 +421,7 @@ def test_padding_is_refused_where_later_tokens_would_attend_to_it():
     model, ids = make_model(), tokens()
     cache = Cache()
     for padded in (torch.cat([ids, torch.full((2, 1), 9)], dim=1), torch.full((2, 1), 9)):
-        with pytest.raises(ValueError, match=r"padding \(token 9\); a cache keeps every token"):
+        with pytest.raises(ValueError, match=r"padding \(token 9\), to which later ones would attend: run"):
             model(padded, cache=cache)
         with pytest.raises(ValueError, match=r"padding \(token 9\)"):
             list(model.loop(padded, 3, cache))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mythos_lite import ConvergenceExit, ModelConfig, RecurrentDepthTransformer
+from mythos_lite.measure.spectral import decay_radius
 from mythos_lite.model.attention import attention_context, make_attention
 from mythos_lite.model.block import Block
 from mythos_lite.model.halting import ActHalting, ActState, answer_change
@@ -37,6 +38,7 @@ VARIANTS = {
     "experts": EXPERTS,
     "mla experts": {**MLA, **EXPERTS},
     "additive": {"injection": "additive"},
+    "no injection": {"injection": "none"},
     "unbounded": {"state_activation": "none"},
     "act": {"halting": "act"},
     "loop index": {"loop_index_embedding": True},
@@ -45,6 +47,8 @@ VARIANTS = {
     "everything": {**MLA, **EXPERTS, **EXTRAS},
     "full attention": {"window": None},
     "window of one": {"window": 1},
+    "dilated": {"dilated": True},
+    "dilated mla, no injection": {"dilated": True, "injection": "none", **MLA},
     "deep": {"n_prelude_layers": 2, "n_core_layers": 3, "n_coda_layers": 2},
     "core only": {"n_prelude_layers": 0, "n_coda_layers": 0},
 }
@@ -406,6 +410,40 @@ def test_injections_are_their_formulas(injection, with_signal):
     assert_close(module.bypass(h, e) + torch.tanh(module.drive(h, e, signal) @ mix), expected, 1e-4)
 
 
+@pytest.mark.parametrize("with_signal", [False, True])
+def test_no_injection_gives_the_core_the_state_alone(with_signal):
+    module = make_injection(make_config(injection="none"))
+    h, e, signal = torch.randn(2, 5, 32), torch.full((2, 5, 32), torch.nan), torch.randn(32) if with_signal else 0.0
+    assert torch.equal(module.drive(h, e, signal), h + signal)
+    assert torch.equal(torch.zeros(2, 5, 32) + module.bypass(h, e), torch.zeros(2, 5, 32))
+    assert torch.equal(module.decay(), torch.ones(32))
+    assert not [*module.parameters(), *module.buffers()]
+    module.reset_parameters()
+
+
+@pytest.mark.parametrize("state_activation", ["tanh", "none"])
+def test_without_injection_a_loop_is_the_core_and_nothing_else(state_activation):
+    model = make_model("deep", injection="none", state_activation=state_activation)
+    assert not [name for name in model.state_dict() if name.startswith("injection")]
+    h = torch.randn(2, 5, 32)
+    context = attention_context(model.config, 5, None, h.device)
+    expected = h
+    for block in model.core:
+        expected, _ = block(expected, context)
+    got, _ = model.loop_map(h, torch.full_like(h, torch.nan), 3, context)
+    assert torch.equal(got, torch.tanh(expected) if state_activation == "tanh" else expected)
+
+
+def test_without_injection_the_input_is_the_first_state():
+    model, ids = make_model("no injection"), tokens()
+    context = attention_context(model.config, LENGTH, None, ids.device)
+    h = e = model.encode(ids, context)
+    for turn in model.loop(ids, 3):
+        h, _ = model.loop_map(h, torch.zeros_like(e), turn.loop - 1, context)
+        assert torch.equal(turn.state, h)
+    assert decay_radius(model) == 1.0
+
+
 @both_injections
 def test_the_state_is_the_tanh_of_what_it_would_be_without(injection):
     model, unbounded = (make_model(injection=injection, state_activation=a) for a in ("tanh", "none"))
@@ -748,8 +786,9 @@ def test_impossible_generation_options_are_refused_by_name(options, reason):
 def test_prompts_with_padding_are_refused_unless_there_is_none():
     ids = tokens()
     ids[1, 0] = PAD
-    with pytest.raises(ValueError, match=r"padding \(token 9\)"):
-        make_model().generate(ids)
+    for variant in ("gqa dense lti", "dilated"):
+        with pytest.raises(ValueError, match=r"padding \(token 9\), to which later ones would attend"):
+            make_model(variant).generate(ids)
     assert make_model(pad_token_id=None).generate(ids, max_new_tokens=2).shape == (2, LENGTH + 2)
 
 
@@ -960,7 +999,7 @@ def test_numbers_of_numpy_and_torch_are_taken():
 # ---------------------------------------------------------------- where no value can be read
 
 
-WITHOUT_VALUES = ["gqa dense lti", "full attention", "mla experts", "everything"]
+WITHOUT_VALUES = ["gqa dense lti", "full attention", "dilated", "mla experts", "everything"]
 SLOWLY = ["gqa dense lti", "everything"]  # compilers take seconds each
 
 
@@ -982,7 +1021,7 @@ class LogitsOf(torch.nn.Module):
         return self.model(token_ids, n_loops=2).logits
 
 
-@pytest.mark.parametrize("variant", SLOWLY)
+@pytest.mark.parametrize("variant", [*SLOWLY, "dilated"])
 def test_the_model_compiles_in_one_piece(variant):
     model, ids = make_model(variant), tokens()
     compiled = torch.compile(model, fullgraph=True, backend="eager")

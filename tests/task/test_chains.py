@@ -1,5 +1,6 @@
 """The chain task: answers, token ids, the split, and which draws depend on what."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -205,6 +206,14 @@ def test_sampling_reaches_every_chain_of_its_side(split):
     assert rows(TASK.sample(20 * len(side), 3, make_generator(0), split)) == rows(side)
 
 
+@pytest.mark.parametrize(
+    "task", [TASK, ChainTask(n_symbols=10), PermutationTask(degree=4, n_symbols=5, even=True)], ids=str
+)
+def test_so_many_chains_there_are_on_both_sides(task):
+    for n in (1, 2, 4):
+        assert task.n_chains(n) == sum(len(task.enumerate(n, split)) for split in SPLITS)
+
+
 # ---------------------------------------------------------------- randomness
 
 
@@ -357,9 +366,76 @@ def test_transpositions_alone_reach_all_of_s5_within_five():
     assert (task.start_id, task.vocab_size) == (120, 123)
 
 
+def is_even(permutation):
+    """Whether an even number of pairs stands in the wrong order."""
+    return sum(a > b for a, b in itertools.combinations(permutation, 2)) % 2 == 0
+
+
+def alternating(degree):
+    """The task of all even permutations, and them in the order in which they are numbered."""
+    distance = transpositions_apart(degree)
+    numbered = sorted(filter(is_even, distance), key=lambda p: (distance[p], p))
+    return PermutationTask(degree=degree, n_symbols=len(numbered), even=True), np.array(numbered)
+
+
+def products(task):
+    """(N, N): the answer to each chain of two."""
+    every = torch.arange(task.n_symbols)
+    return task.answer(torch.cartesian_prod(every, every)).view(len(every), len(every))
+
+
+@pytest.mark.parametrize(("degree", "size"), [(3, 3), (4, 12), (5, 60)])
+def test_even_permutations_are_a_group(degree, size):
+    task, _ = alternating(degree)
+    table, every = products(task), torch.arange(size)
+    assert (task.n_answers, task.n_symbols) == (size, size)
+    assert torch.equal(table[0], every)  # 0 is the identity
+    assert torch.equal(table[:, 0], every)
+    assert torch.equal(table.sort(dim=1).values, every.expand(size, size))  # closed, and each has its inverse
+    assert torch.equal(table.sort(dim=0).values, every.unsqueeze(1).expand(size, size))
+    assert torch.equal(table[table], table[:, table])  # (a b) c = a (b c)
+    assert torch.equal(table, table.T) == (degree == 3)  # where order begins to matter
+
+
+@pytest.mark.parametrize("degree", [3, 4, 5])
+def test_even_permutations_are_multiplied_in_order(degree):
+    task, numbered = alternating(degree)
+    chains = torch.randint(len(numbered), (50, 7), generator=make_generator(degree))
+    for chain, answer in zip(chains.tolist(), task.answer(chains).tolist(), strict=True):
+        points = np.arange(degree)
+        for symbol in chain:
+            points = numbered[symbol][points]
+        assert numbered[answer].tolist() == points.tolist()
+
+
+@pytest.mark.parametrize("degree", [3, 4, 5])
+def test_even_permutations_multiply_as_they_do_among_all(degree):
+    distance = transpositions_apart(degree)
+    every = sorted(distance, key=lambda p: (distance[p], p))
+    number = torch.tensor([every.index(tuple(p)) for p in alternating(degree)[1].tolist()])
+    whole = products(PermutationTask(degree=degree, n_symbols=len(every)))
+    assert torch.equal(number[products(alternating(degree)[0])], whole[number.unsqueeze(1), number])
+
+
+def test_even_permutations_have_token_ids_of_their_own():
+    task, _ = alternating(5)
+    assert (task.start_id, task.eq_id, task.pad_id, task.vocab_size) == (60, 61, 62, 63)
+    assert task.encode(torch.tensor([[1, 59, 0]])).token_ids.tolist() == [[60, 1, 59, 0, 61]]
+    assert PermutationTask(degree=4, n_symbols=2, even=True).vocab_size == 15  # the answer can be any
+    assert task != dataclasses.replace(task, even=False)
+    assert PermutationTask() == PermutationTask(even=False)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"degree": 2, "n_symbols": 2, "even": True}, "degree=2 .*3 or more"),
+        ({"degree": 7, "n_symbols": 2, "even": True}, "degree=7"),
+        ({"degree": 3, "n_symbols": 4, "even": True}, "n_symbols=4 .*3 at most"),
+        ({"degree": 5, "n_symbols": 61, "even": True}, "n_symbols=61 .*60 at most"),
+        ({"degree": 5, "n_symbols": 1, "even": True}, "n_symbols=1 "),
+        ({"even": 1}, "even=1 .*True or False"),
+        ({"even": None}, "even=None"),
         ({"degree": 1}, "degree=1"),
         ({"degree": 7}, "degree=7"),
         ({"n_symbols": 7}, "n_symbols=7"),

@@ -26,6 +26,7 @@ EXPERTS = {"n_experts": 3, "n_experts_per_token": 2, "n_shared_experts": 1, "d_e
 CONFIGS = {
     "lti": SMALL,
     "additive": dataclasses.replace(SMALL, injection="additive"),
+    "dilated, no injection": dataclasses.replace(SMALL, dilated=True, injection="none"),
     "mla, experts": dataclasses.replace(SMALL, **MLA, **EXPERTS),
     "loop index, adapter, act": dataclasses.replace(
         SMALL, loop_index_embedding=True, depth_lora_rank=2, halting="act", injection="additive"
@@ -33,8 +34,10 @@ CONFIGS = {
 }
 LAST = TrainConfig(batch_size=8)
 HOLD = TrainConfig(batch_size=8, min_digits=1, min_loops=1, loss="from_needed")
+STEPWISE = dataclasses.replace(HOLD, loss="from_length")
 everywhere = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 either_loss = pytest.mark.parametrize("train", [LAST, HOLD], ids=["last", "from_needed"])
+every_loss = pytest.mark.parametrize("train", [LAST, HOLD, STEPWISE], ids=["last", "from_needed", "from_length"])
 
 
 def build(config):
@@ -77,7 +80,7 @@ def test_only_states_that_eq_sees_through_the_coda_carry_gradient(config, train)
 
 
 @everywhere
-@either_loss
+@every_loss
 def test_tokens_after_eq_change_nothing(config, train):
     model, batch = build(config), draw()
     tokens = batch.token_ids.clone()
@@ -88,13 +91,13 @@ def test_tokens_after_eq_change_nothing(config, train):
 
 
 @everywhere
-@either_loss
+@every_loss
 def test_more_padding_changes_nothing(config, train):
     model, batch, train = build(config), draw(), with_ponder_cost(train, config)
     torch.testing.assert_close(loss_of(model, train, pad(batch, 5)), loss_of(model, train, batch))
 
 
-@either_loss
+@every_loss
 def test_chains_of_a_batch_do_not_see_each_other(train):
     model, batch = build(SMALL), draw(size=6)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
@@ -138,6 +141,40 @@ def test_supervised_loops_average_from_the_needed_loop_on(lengths, n_loops):
         assert found == pytest.approx(expected)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=10),
+    n_loops=st.integers(1, 12),
+    window=st.sampled_from([None, 1, 2, 5]),
+    dilated=st.booleans(),
+)
+def test_from_length_averages_from_the_loop_of_the_chains_length_on(lengths, n_loops, window, dilated):
+    """Whatever the model's window: how many loops it needs is not asked."""
+    model = dataclasses.replace(SMALL, window=window, dilated=dilated and window in (2, 5))
+    loops, weights = supervised_loops(model, STEPWISE, n_loops, torch.tensor(lengths))
+    answerable = [n <= n_loops for n in lengths]
+    assert weights.shape == (len(loops), len(lengths))
+    assert weights.sum().item() == pytest.approx(float(any(answerable)))
+    for chain, n in enumerate(lengths):
+        found = {loop: weights[row, chain].item() for row, loop in enumerate(loops) if weights[row, chain]}
+        each = 1 / max(1, n_loops - n + 1) / max(1, sum(answerable))
+        assert found == pytest.approx(dict.fromkeys(range(n, n_loops + 1), each))
+
+
+def test_from_length_weights_written_out():
+    loops, weights = supervised_loops(SMALL, STEPWISE, 4, torch.tensor([2, 3, 3, 4, 5]))
+    assert loops == [2, 3, 4]
+    expected = [[1 / 3, 0, 0, 0, 0], [1 / 3, 1 / 2, 1 / 2, 0, 0], [1 / 3, 1 / 2, 1 / 2, 1, 0]]
+    torch.testing.assert_close(weights, torch.tensor(expected) / 4)
+
+
+def test_from_needed_of_a_dilated_model_begins_at_the_logarithm():
+    model = dataclasses.replace(SMALL, dilated=True, n_prelude_layers=0, n_coda_layers=0)
+    loops, weights = supervised_loops(model, HOLD, 5, torch.tensor([1, 3, 4, 7, 8, 15]))
+    assert loops == [1, 2, 3, 4, 5]
+    assert [(column > 0).nonzero()[0].item() + 1 for column in weights.T] == [1, 2, 3, 3, 4, 4]
+
+
 def test_last_reads_the_last_loop_and_weighs_all_chains_alike():
     loops, weights = supervised_loops(SMALL, LAST, 3, torch.tensor([2, 5, 9, 40]))
     assert loops == [3]
@@ -146,7 +183,7 @@ def test_last_reads_the_last_loop_and_weighs_all_chains_alike():
 
 def test_batch_that_cannot_be_answered_has_no_loss_and_no_gradient():
     model, batch = build(SMALL), draw(low=8, high=9)
-    loss = loss_of(model, HOLD, batch, n_loops=2)
+    loss = sum(loss_of(model, train, batch, n_loops=2) for train in (HOLD, STEPWISE))
     assert loss.item() == 0.0
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -179,7 +216,19 @@ def test_from_needed_is_the_mean_over_loops_of_separate_forward_passes(config):
     torch.testing.assert_close(loss_of(model, HOLD, batch, n_loops), torch.stack(per_chain).mean())
 
 
-@either_loss
+@everywhere
+def test_from_length_is_the_mean_over_loops_of_separate_forward_passes(config):
+    model, batch, n_loops = build(config), draw(low=1, high=6), 4
+    per_chain = []
+    for i, n in enumerate(batch.n_digits.tolist()):
+        one = Batch(*(column[i : i + 1] for column in batch))
+        losses = [loss_of(model, LAST, one, count) for count in range(n, n_loops + 1)]
+        per_chain += [torch.stack(losses).mean()] if losses else []
+    assert 0 < len(per_chain) < len(batch.answers)
+    torch.testing.assert_close(loss_of(model, STEPWISE, batch, n_loops), torch.stack(per_chain).mean())
+
+
+@every_loss
 def test_returned_logits_are_those_of_the_last_loop_and_detached(train):
     model, batch = build(SMALL), draw()
     _, logits, _ = chain_loss(model, train, batch, 4)
@@ -189,7 +238,7 @@ def test_returned_logits_are_those_of_the_last_loop_and_detached(train):
     assert not logits.requires_grad
 
 
-@either_loss
+@every_loss
 def test_ponder_cost_adds_its_mean_over_the_tokens_that_are_not_padding(train):
     model, batch = build(CONFIGS["loop index, adapter, act"]), draw()
     cost = model(batch.token_ids, n_loops=4).ponder_cost[batch.token_ids != TASK.pad_id].mean()
@@ -203,7 +252,7 @@ def test_ponder_cost_adds_its_mean_over_the_tokens_that_are_not_padding(train):
 
 
 @everywhere
-@either_loss
+@every_loss
 def test_every_parameter_learns(config, train):
     model = build(config)
     loss_of(model, with_ponder_cost(train, config), draw(size=32, low=1, high=5)).backward()

@@ -30,6 +30,7 @@ from mythos_lite.files.checkpoint import CheckpointError
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.task.chains import ChainTask
 from mythos_lite.task.loss import chain_loss
+from mythos_lite.task.pointers import PointerTask
 from mythos_lite.training import trainer as training
 from mythos_lite.training.state import METRICS_FILE, PART_FILE, STATE_FILE
 from mythos_lite.training.trainer import (
@@ -778,6 +779,19 @@ def test_a_run_needs_no_stderr(progress, monkeypatch):
         (TINY, TASK, dataclasses.replace(SHORT, ponder_cost=0.1), r"ponder_cost=0\.1.*halting"),
         (TINY, TASK, dataclasses.replace(AVERAGED, max_digits=6), r"max_loops=3.*6 digits need 4 loops"),
         (dataclasses.replace(TINY, window=1), TASK, AVERAGED, r"window=1"),
+        (
+            dataclasses.replace(TINY, window=None),
+            TASK,
+            dataclasses.replace(SHORT, max_digits=5, max_loops=4, loss="from_length"),
+            r"max_loops=4.*5 digits need 5",
+        ),
+        (
+            dataclasses.replace(TINY, dilated=True, n_prelude_layers=0, n_coda_layers=0),
+            TASK,
+            dataclasses.replace(AVERAGED, max_digits=8, max_loops=3),
+            r"max_loops=3.*8 digits need 4 loops",
+        ),
+        (TINY, PointerTask(), SHORT, r"vocab_size=10.*601 tokens"),
     ],
 )
 def test_model_task_and_training_that_do_not_fit_are_refused(model_config, task, config, named, tmp_path):
