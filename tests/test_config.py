@@ -25,7 +25,7 @@ NOT_WHOLE = (True, False, 2.0, "2", math.nan, [1])
 MODEL_INTS = {  # field: (its smallest value, what must be set so that it is read)
     **dict.fromkeys(("vocab_size", "max_seq_len", "d_model", "n_heads", "d_ff", "n_core_layers", "n_loops"), (1, {})),
     **dict.fromkeys(("n_prelude_layers", "n_coda_layers", "depth_lora_rank", "n_experts"), (0, {})),
-    **dict.fromkeys(("window", "n_kv_heads"), (1, {})),
+    **dict.fromkeys(("output_size", "window", "n_kv_heads"), (1, {})),
     "pad_token_id": (0, {}),
     **dict.fromkeys(MLA_FIELDS, (1, MLA)),
     "n_experts_per_token": (1, EXPERTS),
@@ -37,7 +37,7 @@ TRAIN_INTS = {
     **dict.fromkeys(("log_every", "checkpoint_every", "n_train_chains"), 1),
     **dict.fromkeys(("warmup_steps", "seed"), 0),
 }
-NULLABLE = ("pad_token_id", "window", "n_train_chains", "initializer_range")
+NULLABLE = ("output_size", "pad_token_id", "window", "n_train_chains", "initializer_range")
 
 
 def rejection(make, **changes) -> str:
@@ -125,6 +125,7 @@ def test_choices_are_checked_and_listed(make, field, choices):
     [
         ({"pad_token_id": 10}, "pad_token_id", "9"),
         ({"vocab_size": 5}, "pad_token_id", "4"),
+        ({"output_size": 11}, "output_size", "vocab_size=10"),
         ({"loop_index_embedding": 1}, "loop_index_embedding", "True or False"),
         ({"loop_index_embedding": None}, "loop_index_embedding", "True or False"),
         ({"loop_index_embedding": True, "d_model": 8}, "d_model", "16"),
@@ -378,7 +379,7 @@ def test_published_models_have_the_published_number_of_parameters(attention, cou
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 def test_published_model_is_the_published_one_field_by_field(attention):
     expected = {
-        "vocab_size": 64, "max_seq_len": 32, "pad_token_id": 9,
+        "vocab_size": 64, "output_size": None, "max_seq_len": 32, "pad_token_id": 9,
         "d_model": 128, "n_heads": 4, "attention": attention, "window": None, "dilated": False, "rope_theta": 500_000.0,
         "n_kv_heads": 2 if attention == "gqa" else None,
         **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 32 if attention == "mla" else None),
