@@ -20,7 +20,9 @@ ROOMS = {
     "task": ["chains", "pointers", "loss"],
     "measure": ["spectral", "sweep", "left_to_right", "plots"],
     "training": ["recipes", "state", "trainer"],
-    "study": ["baselines", "cures", "run", "depth", "overthinking", "plan", "records", "workers", "report", "experiment"],
+    "study": [
+        "baselines", "cures", "run", "depth", "overthinking", "plan", "records", "workers", "report", "experiment",
+    ],
     "lessons": [
         "display", "drawing", "exercise", "session", "holding", "summary", "study_figures",
         *(f"diagrams0{n}" for n in range(1, 7)), *(f"lesson0{n}" for n in range(1, 7)), "catalogue", "grading",

@@ -116,4 +116,34 @@ def probe_and_swap() -> Figure:
     return diagram.figure
 
 
-DIAGRAMS = (news_travels, two_orders, probe_and_swap)
+def doubling() -> Figure:
+    """News that goes twice as far in every loop: what has been added up where, of eight digits."""
+    digits = (3, 5, 6, 2, 4, 1, 6, 2)
+    n, size, left, top = len(digits), 8.2, 15, 10
+    diagram = Diagram(left + (n + 1) * size + 4, top + 4 * 9 + 9, "Eight digits in three loops")
+
+    def total(first: int, last: int) -> str:
+        return str(sum(digits[max(first, 0) : last + 1]) % 7)
+
+    rows = []
+    for t in range(4):
+        y = top + t * 9
+        name = "digits" if t == 0 else f"loop {t}"
+        diagram.text(left - 1.5, y + 2, name, align="right")
+        boxes = []
+        for i in range(n):
+            whole = i - 2**t < 0
+            kind = "token" if t == 0 else "chosen" if whole else "state"
+            text = str(digits[i]) if t == 0 else total(i - 2**t + 1, i)
+            boxes.append(diagram.box(left + i * size + 1, y, size - 2, 4, text, kind=kind))
+        rows.append(boxes)
+    for t in range(3):
+        for i in range(2**t, n):
+            diagram.arrow(rows[t][i - 2**t].bottom, rows[t + 1][i].top, kind="state")
+        for i in range(n):
+            diagram.arrow(rows[t][i].bottom, rows[t + 1][i].top, kind="plain")
+    diagram.key(left, top + 4 * 9 + 3, state="a part of the sum", chosen="the whole sum up to here")
+    return diagram.figure
+
+
+DIAGRAMS = (news_travels, two_orders, probe_and_swap, doubling)

@@ -787,6 +787,99 @@ def _fault_in_run_calls(answer: Callable) -> str | None:
     return None
 
 
+# ---------------------------------------------------------------- 6.9
+
+
+@torch.no_grad()
+def double_reach(model, ids, n_loops):
+    """Logits (L, B, T, V), one row per loop. In loop t, from 0, each position sees itself and the one 2^t back."""
+    h = encode(model, ids)
+    logits = []
+    for t in range(n_loops):
+        # Where there is none so far back, START takes its place: position 0.
+        partner = (torch.arange(ids.shape[1]) - 2**t).clamp(min=0)
+        pairs = torch.stack([h[:, partner], h], dim=2).flatten(0, 1)  # (B·T, 2, D), the earlier one first
+        # This model's core gets the state alone, so it does not matter what is handed over as e.
+        h = core_call(model, pairs, pairs)[:, -1].unflatten(0, ids.shape)
+        logits.append(model.read_out(h))
+    return torch.stack(logits)
+
+
+@functools.cache
+def _small_doubling() -> RecurrentDepthTransformer:
+    config = dataclasses.replace(_small_model().config, dilated=True, injection="none")
+    return build_model(dataclasses.replace(config, n_prelude_layers=0, n_coda_layers=0), 6)
+
+
+def _reach_cases() -> list[tuple]:
+    task = ChainTask()
+    return [
+        (_small_doubling(), task.encode(task.sample(count, n, make_generator(9, n), "train")).token_ids, n_loops)
+        for count, n, n_loops in ((3, 7, 4), (1, 12, 5), (2, 1, 3))
+    ]
+
+
+def _fault_in_reach_shape(answer: Callable) -> str | None:
+    model, ids, n_loops = _reach_cases()[0]
+    got, wanted = answer(model, ids.clone(), n_loops), (n_loops, *ids.shape, model.config.vocab_size)
+    if not isinstance(got, Tensor) or got.shape != wanted:
+        found = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        return f"its shape is {found}; the logits of every loop are asked for, one after the other, {wanted}"
+    return None
+
+
+def _fault_in_reach_values(answer: Callable) -> str | None:
+    cases = _reach_cases()
+    found = [answer(model, ids.clone(), n_loops) for model, ids, n_loops in cases]
+    for got, case in zip(found, cases, strict=True):
+        if fault := difference(got, double_reach(*case), 1e-3):
+            hint = fitting_hint(_REACH_SUSPECTS, cases, found, 1e-3)
+            return f"for ids of shape {tuple(case[1].shape)} {fault}" + (f"; {hint}" if hint else "")
+    return None
+
+
+@torch.no_grad()
+def _reach_with(
+    model: RecurrentDepthTransformer, ids: Tensor, n_loops: int, *, back: Callable = lambda t: 2**t, lowest: int = 0,
+    states: str = "h", order: int = 1, kept: int = -1,
+) -> Tensor:  # fmt: skip
+    """Reaches that are nearly right."""
+    h = e = encode(model, ids)
+    logits = []
+    for t in range(n_loops):
+        behind = torch.arange(ids.shape[1]) - back(t)
+        partner = behind.clamp(min=0) if lowest == 0 else behind.where(behind >= 0, torch.arange(ids.shape[1]))
+        partner = behind % ids.shape[1] if lowest < 0 else partner
+        both = [(e if states == "e" else h)[:, partner], e if states == "both e" else h][::order]
+        pairs = torch.stack(both, dim=2).flatten(0, 1)
+        h = core_call(model, pairs, pairs)[:, kept].unflatten(0, ids.shape)
+        logits.append(model.read_out(h))
+    return torch.stack(logits)
+
+
+_REACH_SUSPECTS: Mapping[str, Callable] = {
+    "these are the logits with every position seeing the one right before it, in each loop": functools.partial(
+        _reach_with, back=lambda t: 1
+    ),
+    "in loop t, counted from 0, the partner stands 2ᵗ back; here it is 2·t": functools.partial(
+        _reach_with, back=lambda t: 2 * t
+    ),
+    "loops are counted from 0: in the first the partner stands one position back, not two": functools.partial(
+        _reach_with, back=lambda t: 2 ** (t + 1)
+    ),
+    "a negative index counts from the end of the chain; where there is no partner, take position 0, START": (
+        functools.partial(_reach_with, lowest=-1)
+    ),
+    "where there is no partner, START takes its place (position 0), not the position itself": functools.partial(
+        _reach_with, lowest=1
+    ),
+    "the partner shows its state of the loop before, h, not e": functools.partial(_reach_with, states="e"),
+    "the own state is that of the loop before, h, not e": functools.partial(_reach_with, states="both e"),
+    "the earlier position comes first in a pair": functools.partial(_reach_with, order=-1),
+    "of what the core returns, the second of each pair is the new state": functools.partial(_reach_with, kept=0),
+}
+
+
 EXERCISES = (
     Exercise(
         number="6.1", title="the curve to expect", minutes=10, difficulty=2,
@@ -822,5 +915,9 @@ EXERCISES = (
         number="6.8", title="from left to right", minutes=30, difficulty=3,
         stages={"shape": _fault_in_run_shape, "values": _fault_in_run_values, "calls": _fault_in_run_calls},
         solution=left_to_right,
+    ),
+    Exercise(
+        number="6.9", title="twice as far in every loop", minutes=15, difficulty=2,
+        stages={"shape": _fault_in_reach_shape, "values": _fault_in_reach_values}, solution=double_reach,
     ),
 )  # fmt: skip

@@ -27,14 +27,16 @@ def run_left_to_right(model: RecurrentDepthTransformer, token_ids: Tensor, *, ca
     core, fewer at the chain's beginning. So there are T · ``calls_per_token`` calls, one after the other.
 
     Raises:
-        ValueError: as ``forward``; for a window other than 2, a loop map that is not the same in every turn (loop
-            number, depth-wise LoRA), or ACT, which answers from the states of all turns.
+        ValueError: as ``forward``; for a window other than 2 or a dilated one, a loop map that is not the same in every
+            turn (loop number, depth-wise LoRA), or ACT, which answers from the states of all turns.
     """
     config = model.config
     calls_per_token = check_int("calls_per_token", calls_per_token, 1)
     model.check_input(token_ids, None, None)
     if config.window != 2:
         raise ValueError(f"window={config.window} is not possible: a token must see itself and the one before it, 2")
+    if config.dilated:
+        raise ValueError("dilated=True is not possible: in each turn a token sees another one")
     if config.loop_index_embedding or config.depth_lora_rank:
         raise ValueError("the loop map changes from turn to turn (loop_index_embedding, depth_lora_rank)")
     if config.halting != "none":

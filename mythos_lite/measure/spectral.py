@@ -54,15 +54,15 @@ LoopMap = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def decay_radius(model: RecurrentDepthTransformer) -> float:
-    """ρ(Ā): the largest of the injection's decays, below 1 at every parameter value."""
+    """ρ(Ā): the largest of the injection's decays, below 1 at every parameter value; 1 where there is no injection."""
     return model.injection.decay().max().item()
 
 
 def make_loop_map(model: RecurrentDepthTransformer, token_ids: Tensor, t: int = 0) -> tuple[LoopMap, Tensor]:
     """F of loop ``t`` (from 0) for a sequence (1, T), and e (1, T, D), where the loop starts.
 
-    The map takes any number of copies, (N, T, D). Only a loop-index embedding or a depth-wise adapter makes F depend on
-    ``t``.
+    The map takes any number of copies, (N, T, D). Only a loop-index embedding, a depth-wise adapter or a dilated
+    window makes F depend on ``t``.
     """
     model = unwrapped(model)
     model.check_input(token_ids, None, None)

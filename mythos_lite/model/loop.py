@@ -259,7 +259,8 @@ class RecurrentDepthTransformer(nn.Module):
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
             read = ids if cache is None else new
-            out = self._forward(read, n_loops, self._context(read, cache), False, exit_policy)
+            context = attention_context(self.config, read.shape[1], cache, read.device)  # padding that it makes counts
+            out = self._forward(read, n_loops, context, False, exit_policy)
             loops.append(out.n_loops)
             if not torch.isfinite(out.logits[:, -1]).all():
                 raise ValueError("the logits are not finite; the model's weights are damaged or too large")

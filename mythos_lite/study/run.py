@@ -163,8 +163,8 @@ def _count(model: nn.Module, run: Run, asked: Sweep) -> list[list[int]]:
             count_non_finite=True,
         )  # fmt: skip
         return [[row[key] for key in ("n_digits", "n_loops", "n_chains", "n_correct")] for row in rows]
-    chains = [_chains(run, n, asked.n_chains) for n in asked.lengths]
-    return [[c.shape[1], t, len(c), count_correct(model, run.task, c, t)] for c in chains for t in asked.loops]
+    chains = {n: _chains(run, n, asked.n_chains) for n in asked.lengths}
+    return [[n, t, len(c), count_correct(model, run.task, c, t)] for n, c in chains.items() for t in asked.loops]
 
 
 def _chains(run: Run, n_digits: int, n_chains: int) -> torch.Tensor:
@@ -173,12 +173,13 @@ def _chains(run: Run, n_digits: int, n_chains: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _left_running(model: RecurrentDepthTransformer, run: Run) -> dict:
-    """What the loop does when it is left running, on held-out chains of 8 (a path of 8 steps, if they are pointers).
+    """What the loop does when it is left running, on held-out chains of 8, or on paths of 8 steps or of the most.
 
     At several loop counts the median residual at EQ of a hundred chains, and ρ(J) of the first one's map. Where the
     state comes to rest, what is left of a small error 1, 2, 4 and 8 positions further on.
     """
-    token_ids = run.task.encode(_chains(run, 8, 100)).token_ids.to(model.embedding.weight.device)
+    length = min(8, run.task.n_nodes - run.task.n_ends) if isinstance(run.task, PointerTask) else 8
+    token_ids = run.task.encode(_chains(run, length, 100)).token_ids.to(model.embedding.weight.device)
     residual = {
         turn.loop: turn.residual()[:, -1].median().item()
         for turn in model.loop(token_ids, _REST_LOOPS[-1])

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mythos_lite.checks import check_int
+from mythos_lite.checks import check_choice, check_int
 from mythos_lite.config import ModelConfig
-from mythos_lite.task.chains import Batch, Task
+from mythos_lite.task.chains import SPLITS, Batch, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class PointerTask(Task):
         return self.n_symbols + 1
 
     def n_chains(self, n_digits: int) -> int:
-        """Of graphs with as many steps: so many that none is met twice."""
-        return self.n_nodes**self.n_nodes
+        """Of rows of tokens, of which few are graphs: too many to list."""
+        return self.n_symbols ** (self.n_nodes + 1)
 
     def check_fit(self, model: ModelConfig, max_digits: int) -> None:
         """``ValueError`` for a model with other tokens, or for more steps than a path can have."""
@@ -65,9 +65,9 @@ class PointerTask(Task):
 
     def sample(self, count: int, n_digits: int, generator: torch.Generator, split: str) -> Tensor:
         """``count`` random graphs (B, T) whose start is ``n_digits`` steps from its end, from one side of the split."""
-        n_digits = check_int("n_digits", n_digits, 1, self.n_nodes - self.n_ends)
-        found, device = torch.zeros(0, self.n_nodes + 1, dtype=torch.int64), generator.device
-        found = found.to(device)
+        count, n_digits = check_int("count", count, 0), check_int("n_digits", n_digits, 1, self.n_nodes - self.n_ends)
+        check_choice("split", split, SPLITS)
+        found = torch.zeros(0, self.n_nodes + 1, dtype=torch.int64, device=generator.device)
         while len(found) < count:
             graphs = self._draw(count, n_digits, generator)
             found = torch.cat([found, graphs[self.is_held_out(graphs) == (split == "held_out")]])
@@ -88,8 +88,12 @@ class PointerTask(Task):
         return torch.cat([edges.gather(1, shuffled(n)), row[:, :1]], dim=1)
 
     def encode(self, chains: Tensor) -> Batch:
-        """(B, T) graphs → the batch that asks where they end."""
+        """(B, T) graphs → the batch that asks where they end. ``ValueError`` for what is no graph."""
         chains, n = self._checked(chains), self.n_nodes
+        sources = (chains[:, :-1] // n - 1).sort(dim=1).values
+        one_each = sources.shape[1] == n and (sources == torch.arange(n, device=chains.device)).all()
+        if not one_each or (chains[:, -1] >= n).any():
+            raise ValueError(f"a graph is one edge for each of {n} nodes, and then the node to start from")
         follows = torch.zeros(len(chains), n, dtype=torch.int64, device=chains.device)
         edges, node = chains[:, :-1] - n, chains[:, -1]
         follows.scatter_(1, edges // n, edges % n)

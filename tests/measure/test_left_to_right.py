@@ -83,7 +83,6 @@ def test_what_cannot_be_run_left_to_right_is_refused(fields, options, message):
         run_left_to_right(build_model(ModelConfig(**TINY | fields), 0), chains(6, 1).token_ids, **options)
 
 
-@pytest.mark.xfail(reason="a dilated window is another loop map in every turn, and is run as the first", strict=True)
 def test_a_dilated_window_cannot_be_run_left_to_right():
     with pytest.raises(ValueError, match=r"turn to turn|dilated"):
         run_left_to_right(build_model(ModelConfig(**TINY, dilated=True), 0), chains(6, 1).token_ids)

@@ -378,7 +378,6 @@ class Watching:
         return False
 
 
-@pytest.mark.xfail(reason="without a cache, padding that the model generated has no say in when to stop", strict=True)
 def test_a_padding_token_that_the_model_itself_has_generated_has_a_say_in_when_to_stop():
     shown = []
     for pad in (PAD, None):
