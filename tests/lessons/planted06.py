@@ -327,6 +327,42 @@ def run_last_row(model, ids, calls_per_token=1):
     return lesson06.left_to_right(model, ids, calls_per_token)[:, -1]
 
 
+@torch.no_grad()
+def reach_with(model, ids, n_loops, *, partner_of, merge=None, detach=False):
+    """Reaches with partners by a rule of their own."""
+    h, logits = encode(model, ids), []
+    positions = torch.arange(ids.shape[1])
+    for t in range(n_loops):
+        pairs = torch.stack([h[:, partner_of(positions, t)], h], dim=2).flatten(0, 1)
+        h = core_call(model, pairs, pairs)[:, -1].unflatten(0, ids.shape)
+        logits.append(model.read_out(h))
+    return torch.stack(logits) if merge is None else merge(logits)
+
+
+def back(positions, t):
+    return (positions - 2**t).clamp(min=0)
+
+
+def reach_position_by_position(model, ids, n_loops):
+    """Right values, one position after the other, as an array."""
+    with torch.no_grad():
+        h, logits = encode(model, ids), []
+        for t in range(n_loops):
+            new = []
+            for p in range(ids.shape[1]):
+                pair = torch.stack([h[:, max(0, p - 2**t)], h[:, p]], dim=1)
+                new.append(core_call(model, pair, pair)[:, 1])
+            h = torch.stack(new, dim=1)
+            logits.append(model.read_out(h).numpy())
+        return np.stack(logits)
+
+
+def reach_by_the_package(model, ids, n_loops):
+    """Right values: the model's own loop."""
+    with torch.no_grad():
+        return model(ids, n_loops=n_loops, trace=True).trace.logits
+
+
 WRONG = {
     "6.1": [
         (lambda lengths, n_loops: sum(n_loops >= max(1, n - 2) for n in lengths) / len(lengths), "once in seven"),
@@ -440,6 +476,20 @@ WRONG = {
         (lambda model, ids, calls=1: run_with(model, ids, calls, apart=True), "the coda reads all"),
         (run_last_row, "its shape"),
     ],
+    "6.9": [
+        (lambda m, ids, n: reach_with(m, ids, n, partner_of=lambda p, t: (p - 1).clamp(min=0)), "right before it"),
+        (lambda m, ids, n: reach_with(m, ids, n, partner_of=lambda p, t: (p - 2 * t).clamp(min=0)), "2·t"),
+        (lambda m, ids, n: reach_with(m, ids, n, partner_of=lambda p, t: back(p, t + 1)), "counted from 0"),
+        (lambda m, ids, n: reach_with(m, ids, n, partner_of=lambda p, t: (p - 2**t) % len(p)), "negative index"),
+        (
+            lambda m, ids, n: reach_with(m, ids, n, partner_of=lambda p, t: (p - 2**t).where(p >= 2**t, p)),
+            "START takes its place",
+        ),
+        (lambda m, ids, n: lesson06._reach_with(m, ids, n, states="e"), "not e"),
+        (lambda m, ids, n: lesson06._reach_with(m, ids, n, order=-1), "comes first"),
+        (lambda m, ids, n: lesson06._reach_with(m, ids, n, kept=0), "the second of each pair"),
+        (lambda m, ids, n: reach_with(m, ids, n, partner_of=back, merge=lambda found: found[-1]), "every loop"),
+    ],
 }
 RIGHT = {
     "6.1": [
@@ -474,4 +524,5 @@ RIGHT = {
         lambda model, ids, calls=1: run_with(model, ids, calls),
         lambda model, ids, calls_per_token=1: torch.stack(list(itertools.chain(run_with(model, ids, calls_per_token)))),
     ],
+    "6.9": [reach_position_by_position, reach_by_the_package],
 }

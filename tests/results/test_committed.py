@@ -7,23 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from mythos_lite import ChainTask, ConvergenceExit, RecurrentDepthTransformer
+from mythos_lite import ChainTask, ConvergenceExit, ModelConfig, RecurrentDepthTransformer
 from mythos_lite.files.checkpoint import SHIPPED, WEIGHTS_FILE, open_checkpoint, shipped_names
 from mythos_lite.measure.left_to_right import run_left_to_right
 from mythos_lite.measure.sweep import evaluation_chains, expert_shares, pool, sweep
-from mythos_lite.study.plan import FINAL_SWEEPS
 from mythos_lite.study.records import read_record, rows_of
 from mythos_lite.task.chains import make_generator
 
 ROOT = Path(__file__).parents[2]
 RECORDS = [read_record(path) for path in sorted((ROOT / "results" / "study" / "experiment").glob("*.json"))]
 TASK = ChainTask()
-SHIPPED_RUNS = {"mod7": "gqa-dense", "mod7-experts": "mla-with-experts"}  # of the study "final"; seed 0
+SHIPPED_RUNS = {
+    "mod7": "final/gqa-dense-seed0", "mod7-experts": "final/mla-with-experts-seed0",
+    "mod7-doubling": "doubling/sum-modulo-7-seed50",
+}  # fmt: skip
 every_checkpoint = pytest.mark.parametrize("name", SHIPPED_RUNS)
+every_recurrence = pytest.mark.parametrize("name", ["mod7", "mod7-experts"])
 
 
 def shipped_record(name):
-    return read_record(ROOT / "results" / "study" / "final" / f"{SHIPPED_RUNS[name]}-seed0.json")
+    return read_record(ROOT / "results" / "study" / f"{SHIPPED_RUNS[name]}.json")
 
 
 def of(name):
@@ -91,7 +94,7 @@ def test_shipped_checkpoint_is_small_and_loads(name):
 def test_shipped_checkpoint_is_the_run_that_its_notes_name(name):
     found = open_checkpoint(name)
     record = shipped_record(name)
-    assert found.config.to_dict() == record["model"]
+    assert found.config == ModelConfig.from_dict(record["model"])
     assert found.notes == {key: record[key] for key in found.notes}
     assert found.notes.keys() >= {"study", "rung", "seed", "train"}
 
@@ -103,8 +106,9 @@ def test_shipped_checkpoint_does_what_its_record_says(name):
         (n_digits, n_loops): (n_chains, right) for n_digits, n_loops, n_chains, right in shipped_record(name)["counts"]
     }
     model = RecurrentDepthTransformer.from_pretrained(name)
-    for n_digits, loops in ((5, [2, 16]), (8, [8])):
-        for row in sweep(model, TASK, [n_digits], loops, n_chains=FINAL_SWEEPS[0].n_chains, seed=1):
+    asked = {"mod7-doubling": (1000, {16: [4, 5, 32], 64: [6, 7]})}.get(name, (5000, {5: [2, 16], 8: [8]}))
+    for n_digits, loops in asked[1].items():
+        for row in sweep(model, TASK, [n_digits], loops, n_chains=asked[0], seed=1):
             n_chains, right = said[n_digits, row["n_loops"]]
             assert row["n_chains"] == n_chains
             assert row["accuracy"] == pytest.approx(right / n_chains, abs=0.01)
@@ -125,7 +129,7 @@ def test_model_card_says_what_the_record_says(name):
     assert f"`{record['provenance']['command']}`" in card
 
 
-@every_checkpoint
+@every_recurrence
 def test_left_to_right_the_shipped_model_does_what_its_record_says(name):
     """On the shorter of the chains that it was measured on; ``benchmarks/left_to_right.py``."""
     found = json.loads((ROOT / "results" / "left_to_right.json").read_text(encoding="utf-8"))
@@ -141,7 +145,7 @@ def test_left_to_right_the_shipped_model_does_what_its_record_says(name):
             assert share == pytest.approx(said[n, way]["n_correct"] / said[n, way]["n_chains"], abs=0.01)
 
 
-@every_checkpoint
+@every_recurrence
 def test_left_to_right_takes_as_many_calls_as_the_loop_and_a_fraction_of_its_work(name):
     found = json.loads((ROOT / "results" / "left_to_right.json").read_text(encoding="utf-8"))
     for row in (row for row in found["rows"] if row["model"] == name):
