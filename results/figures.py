@@ -9,6 +9,7 @@ from mythos_lite.lessons.study_figures import CHANCE, what_is_needed, what_mends
 from mythos_lite.lessons.summary import accuracies
 from mythos_lite.measure import plots
 from mythos_lite.measure.sweep import make_row
+from mythos_lite.study.depth import DOUBLING
 from mythos_lite.study.plan import FINAL_RUNG, STUDIES, passing, windows
 
 _BESIDE = ("transformer, same parameters", "LSTM", "GRU", "Elman RNN", "tanh RNN")
@@ -40,6 +41,37 @@ def frontier(summary: dict) -> Figure:
     return plots.frontier(
         panels, title="Left of the line, which the window sets, the first digit cannot have reached EQ"
     )
+
+
+def fewest_loops(summary: dict) -> Figure:
+    """From how many loops on every seed is right on ``KNOWN`` of the chains: a window of 2, and a dilated one.
+
+    Of the former, all counts were asked up to 24 digits, and beyond that as many as digits.
+    """
+    slow, fast = summary["final"][FINAL_RUNG], summary["doubling"]["sum modulo 7"]
+    window, lengths = windows(0)[0].model, [int(n) for n in fast["correct"] if n.isdigit()]
+    short = summary["windows"]["window of 2"]
+    asked = [(short, n) for n in short["correct"]] + [(slow, n) for n in ("32", "64", "128")]
+    slowly = {int(n): _from_then_on(entry, n) for entry, n in asked}
+    found = {
+        "window of 2": {n: t for n, t in slowly.items() if t},
+        "dilated window of 2": {n: t for n in lengths if (t := _from_then_on(fast, str(n)))},
+    }
+    needed = {
+        "window of 2": {n: window.loops_needed(n) for n in lengths if n <= 128},
+        "dilated window of 2": {n: DOUBLING.loops_needed(n) for n in lengths},
+    }
+    return plots.fewest_loops(
+        found, needed, trained={"window of 2": 5, "dilated window of 2": 16},
+        title="Fewest loops that were enough (points), and the loops that the window asks for (lines)",
+    )  # fmt: skip
+
+
+def _from_then_on(entry: dict, group: str) -> int | None:
+    """The fewest loops asked from which on no seed falls below ``KNOWN``."""
+    asked = sorted(map(int, entry["correct"][group]))
+    good = [min(accuracies(entry, group, t)) >= KNOWN for t in asked]
+    return next((t for i, t in enumerate(asked) if all(good[i:])), None)
 
 
 def answers_pass(summary: dict) -> Figure:
@@ -86,4 +118,4 @@ def gains_and_accuracies(summary: dict) -> dict[str, list[tuple[float, float]]]:
 
 
 FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier,
-           "errors_fade": errors_fade, "answers_pass": answers_pass}  # fmt: skip
+           "errors_fade": errors_fade, "answers_pass": answers_pass, "fewest_loops": fewest_loops}  # fmt: skip

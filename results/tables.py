@@ -69,36 +69,6 @@ def doubling_table(summary: dict) -> str:
     return _table("setting", summary["doubling"], columns)
 
 
-def words_table(summary: dict) -> str:
-    """The word problem of A5 and S5: the loop with as many loops as it needs, the others as they are."""
-    lengths = {"8": 4, "16": 5, "32": 6, "64": 7, "128": 8, "256": 9, "512": 10, "1024": 11}
-    columns = [("seeds", _seeds), ("parameters", _parameters), ("minutes", _minutes)]
-    columns += [_looped_or_not(group, n_loops) for group, n_loops in lengths.items()]
-    return _table("group: model", summary["words"], columns)
-
-
-def pointers_table(summary: dict) -> str:
-    """Paths: with half as many loops as steps, with as many, with 128; models without a loop as they are."""
-    asked = [("4", 2), ("4", 4), ("8", 4), ("8", 8), ("16", 8), ("16", 16), ("18", 18), ("4", 128), ("16", 128)]
-    columns = [("seeds", _seeds), ("parameters", _parameters), ("minutes", _minutes)]
-    columns += [_looped_or_not(group, n_loops, needed=int(group) == n_loops) for group, n_loops in asked]
-    return _table("model", summary["pointers"], columns)
-
-
-def two_changes_table(summary: dict) -> str:
-    """Window and tanh on the published model."""
-    asked = [("2–5", 4), ("6–8", 4), ("6–8", 8), ("6–8", 32), ("16", 16), ("64", 64), ("64", 128)]
-    columns = [("seeds", _seeds), *(_at(*a) for a in asked), ("gain over 8 digits", _range_of("gains"))]
-    return _table("2,000 steps of the published training", summary["two-changes"], columns)
-
-
-def cures_table(summary: dict) -> str:
-    """What is added to the loss, and whether answers stay."""
-    asked = [("3–5", 4), ("6–8", 8), ("6–8", 32), ("6–8", 128), ("64", 64), ("64", 128), ("128", 128), ("128", 256)]
-    columns = [("seeds", _seeds), *(_at(*a) for a in asked), ("gain over 8 digits", _range_of("gains"))]
-    return _table("model, and what is added", summary["cures"], columns)
-
-
 def rest_table(summary: dict) -> str:
     """Does the state come to rest, and do errors fade along the chain? Beside accuracy, over the settings and tasks."""
     settings = {f"final, {name}": entry for name, entry in summary["final"].items()} | summary["removal"]
@@ -118,7 +88,7 @@ def spread_table(summary: dict) -> str:
     settings = {
         f"{study}: {rung}": e
         for study, rungs in summary.items()
-        if study not in ("windows", "passing")
+        if study not in ("windows", "passing", "doubling", "words", "pointers", "two-changes", "cures")
         for rung, e in rungs.items()
     }
 
@@ -140,8 +110,7 @@ def cost_table(summary: dict) -> str:
 TABLES = {
     "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
     "baselines": baseline_table, "tasks": task_table, "baseline tasks": baseline_task_table,
-    "doubling": doubling_table, "words": words_table, "pointers": pointers_table,
-    "two changes": two_changes_table, "cures": cures_table,
+    "doubling": doubling_table,
     "rest": rest_table, "spread": spread_table, "cost": cost_table,
 }  # fmt: skip
 
@@ -177,17 +146,6 @@ def _enough(group: str) -> Column:
         return mean_and_worst(accuracies_with_enough_loops(entry, group)) if group in entry["correct"] else "–"
 
     return group, cell
-
-
-def _looped_or_not(group: str, n_loops: int, *, needed: bool = True) -> Column:
-    """With so many loops; a model without loops has one answer, which stands where as many as ``needed`` are run."""
-
-    def cell(entry: Entry) -> str:
-        if list(entry["correct"][group]) != ["1"]:
-            return mean_and_worst(accuracies(entry, group, n_loops))
-        return mean_and_worst(accuracies(entry, group, 1)) if needed else "–"
-
-    return f"{group} @ {n_loops}", cell
 
 
 def _range_of(key: str) -> Callable[[Entry], str]:

@@ -105,6 +105,32 @@ def frontier(panels: Mapping[str, tuple[Sequence[dict], Mapping[int, int]]], *, 
     return figure
 
 
+def fewest_loops(
+    found: Mapping[str, Mapping[int, int]], needed: Mapping[str, Mapping[int, int]], *, trained: Mapping[str, int],
+    title: str,
+) -> Figure:  # fmt: skip
+    """Loops against chain length, both logarithmic: ``found`` as points, ``needed`` as lines, name → {length: loops}.
+
+    Points up to the length in ``trained`` are hollow.
+    """
+    if not found or len(found) > len(COLOURS) or not found.keys() == needed.keys() == trained.keys():
+        raise ValueError(f"found, needed and trained must hold the same 1 to {len(COLOURS)} names")
+    figure, axes = _figure(7.2, 4.0, title)
+    for name, style in zip(found, _STYLES, strict=False):
+        axes.plot(*zip(*sorted(needed[name].items()), strict=True), **style | {"marker": ""})
+        for beyond in (False, True):
+            points = [pair for pair in sorted(found[name].items()) if (pair[0] > trained[name]) == beyond]
+            fill = {} if beyond else {"mfc": "white"}
+            label = name if beyond else None
+            axes.plot([n for n, _ in points], [t for _, t in points], label=label, **style | {"ls": "", "ms": 6} | fill)
+    axes.set(xscale="log", yscale="log", xlabel="length of the chain (log scale)", ylabel="loops (log scale)")
+    ticks = {"xticks": (2, 8, 32, 128, 512), "yticks": (1, 2, 4, 8, 16, 32, 64, 128)}
+    axes.set(**ticks, **{f"{key[0]}ticklabels": [str(n) for n in values] for key, values in ticks.items()})
+    axes.minorticks_off()
+    figure.legend(loc="outside lower center", ncols=len(found), **_LEGEND)
+    return figure
+
+
 def length_generalisation(
     lines: Mapping[str, Mapping[int, Sequence[float]]], *, trained: int, chance: float, title: str
 ) -> Figure:

@@ -335,6 +335,22 @@ def test_line_of_needed_loops_lies_left_of_the_first_count_that_is_enough():
     assert list(line.get_ydata()) == [-0.5, 0.5, 0.5, 1.5, 1.5, 2.5]
 
 
+def test_fewest_loops_draws_points_hollow_where_trained_and_a_line_each():
+    found, needed = (
+        {"slow": {2: 1, 8: 6, 32: 30}, "fast": {4: 3, 64: 7}},
+        {"slow": {2: 1, 32: 30}, "fast": {4: 3, 64: 7}},
+    )
+    axes = plots.fewest_loops(found, needed, trained={"slow": 5, "fast": 16}, title="t").axes[0]
+    drawn = [(list(line.get_xdata()), list(line.get_ydata()), line.get_markerfacecolor()) for line in axes.lines]
+    assert [points for *points, _ in drawn] == [
+        [[2, 32], [1, 30]], [[2], [1]], [[8, 32], [6, 30]], [[4, 64], [3, 7]], [[4], [3]], [[64], [7]]
+    ]  # fmt: skip
+    assert [fill for *_, fill in drawn][1::3] == ["white", "white"]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    with pytest.raises(ValueError, match="same"):
+        plots.fewest_loops(found, {"slow": {2: 1}}, trained={"slow": 5}, title="t")
+
+
 def test_frontier_draws_one_map_per_model_each_with_its_own_line():
     panels = {"a": (LENGTH_ROWS, {2: 1, 5: 3, 9: 7}), "b": (LENGTH_ROWS, {2: 1, 5: 1, 9: 1})}
     first, second, _ = plots.frontier(panels, title="t").axes

@@ -130,6 +130,17 @@ def test_how_far_draws_each_length_where_it_stands(whole_plan):
     assert list(line.get_ydata()) == pytest.approx([0.6, 0.3, 0.6, 0.6, 0.6, 0.6])
 
 
+def test_fewest_loops_are_those_from_which_on_every_seed_is_right(whole_plan):
+    entry = whole_plan["doubling"]["sum modulo 7"]
+    for loops, pairs in entry["correct"]["64"].items():
+        pairs[:] = [[1000, 1000], [990 if int(loops) in (5, 7, 8, 9) else 400, 1000]]
+    axes = figures.fewest_loops(whole_plan).axes[0]
+    points = [
+        zip(line.get_xdata(), line.get_ydata(), strict=True) for line in axes.lines if line.get_linestyle() == "None"
+    ]
+    assert [pair for pairs in points for pair in pairs] == [(64, 7)]
+
+
 def test_ladder_figure_has_a_mean_and_every_seed_per_question(whole_plan):
     (axes,) = figures.what_is_needed(whole_plan).axes
     in_first_row = [list(line.get_xdata()) for line in axes.lines if abs(line.get_ydata()[0]) < 0.3][1:]
