@@ -69,6 +69,18 @@ def doubling_table(summary: dict) -> str:
     return _table("setting", summary["doubling"], columns)
 
 
+def spans_table(rows: Sequence[dict]) -> str:
+    """What ``benchmarks/spans.py`` found: calls in a row, and milliseconds of one chain."""
+    names = list(dict.fromkeys(row["way"] for row in rows))
+    by_length: dict[int, dict[str, dict]] = {}
+    for row in rows:
+        by_length.setdefault(row["n_digits"], {})[row["way"]] = row
+    lines = [
+        [f"{n:,}", *(f"{w[name]['span']:,}: {w[name]['ms_alone']:.1f}" for name in names)] for n, w in by_length.items()
+    ]
+    return markdown(["digits", *names], lines)
+
+
 def rest_table(summary: dict) -> str:
     """Does the state come to rest, and do errors fade along the chain? Beside accuracy, over the settings and tasks."""
     settings = {f"final, {name}": entry for name, entry in summary["final"].items()} | summary["removal"]

@@ -73,3 +73,21 @@ def test_runs_can_be_chosen_by_whatever_gives_numbers_and_names_in_a_row():
     runs = chosen_runs(iter(["baselines"]), iter(["GRU", "LSTM"]), np.arange(2))
     assert [run.name for run in runs] == expected
     assert json.dumps([run.to_dict() for run in runs])
+
+
+def test_cures_differ_in_the_objective_alone():
+    by_setting = {}
+    for run in chosen_runs(["cures"], seeds=[50]):
+        by_setting.setdefault(run.rung.partition(",")[0], []).append(run)
+    assert {name: len(runs) for name, runs in by_setting.items()} == {"no tanh": 4, "parity": 4, "fixed": 4}
+    for runs in by_setting.values():
+        assert [run.objective for run in runs] == ["chain_loss", "noisy_loss", "fixed_point_loss", "jacobian_loss"]
+        assert len({(repr(run.model), repr(run.train), repr(run.task), run.sweeps) for run in runs}) == 1
+
+
+def test_two_changes_are_all_four_pairs():
+    runs = chosen_runs(["two-changes"], seeds=[50])
+    assert [(run.model.window, run.model.state_activation) for run in runs] == [
+        (None, "none"), (None, "tanh"), (2, "none"), (2, "tanh")
+    ]  # fmt: skip
+    assert {run.train.steps for run in runs} == {2000}

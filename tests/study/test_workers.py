@@ -279,3 +279,10 @@ def test_impossible_requests_are_refused_in_a_line(arguments, message, tmp_path,
     assert main(["study", *arguments]) == 2
     assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_device_that_is_not_there_is_refused_before_anything_is_trained(device, tmp_path):
+    with pytest.raises(ValueError, match=f"device='{device}'"):
+        run_study([LOOPED], tmp_path, device=device)
+    assert not any(tmp_path.iterdir())
