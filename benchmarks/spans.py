@@ -4,7 +4,7 @@
 
 One row per length and way: ``span``, how many calls of a step come one after the other; ``n_correct`` of ``n_chains``
 held-out chains, for the shipped models; milliseconds of one thread for one chain (``ms_alone``) and per chain in a
-batch of 32 (``ms_in_batch``), medians of seven rounds in which the ways take turns. The tanh RNN is not trained: what a
+batch of 8 (``ms_in_batch``), medians of five rounds in which the ways take turns. The tanh RNN is not trained: what a
 step takes does not depend on its weights. Its width gives it the parameters of ``mod7-doubling``.
 """
 
@@ -29,7 +29,7 @@ from mythos_lite.study.baselines import BaselineConfig, build_baseline
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "spans.json"
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1000)
-BATCH, ROUNDS, CHAINS_SEED = 32, 7, 1
+BATCH, ROUNDS, CHAINS_SEED = 8, 5, 1
 TANH_RNN = BaselineConfig(kind="tanh_rnn", d_model=64, d_ff=190)  # 37,834 parameters
 Way = Callable[[Tensor], Tensor]
 """Tokens (B, T) → logits (B, V) at EQ, which stands last."""

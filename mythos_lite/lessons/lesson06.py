@@ -841,7 +841,7 @@ def _fault_in_reach_values(answer: Callable) -> str | None:
 @torch.no_grad()
 def _reach_with(
     model: RecurrentDepthTransformer, ids: Tensor, n_loops: int, *, back: Callable = lambda t: 2**t, lowest: int = 0,
-    states: str = "h", order: int = 1, kept: int = -1,
+    states: str = "h", order: int = 1, kept: int = -1, early: bool = False,
 ) -> Tensor:  # fmt: skip
     """Reaches that are nearly right."""
     h = e = encode(model, ids)
@@ -850,10 +850,10 @@ def _reach_with(
         behind = torch.arange(ids.shape[1]) - back(t)
         partner = behind.clamp(min=0) if lowest == 0 else behind.where(behind >= 0, torch.arange(ids.shape[1]))
         partner = behind % ids.shape[1] if lowest < 0 else partner
-        both = [(e if states == "e" else h)[:, partner], e if states == "both e" else h][::order]
+        both = [(h if states in ("h", "own e") else e)[:, partner], h if states in ("h", "partner e") else e][::order]
         pairs = torch.stack(both, dim=2).flatten(0, 1)
-        h = core_call(model, pairs, pairs)[:, kept].unflatten(0, ids.shape)
-        logits.append(model.read_out(h))
+        before, h = h, core_call(model, pairs, pairs)[:, kept].unflatten(0, ids.shape)
+        logits.append(model.read_out(before if early else h))
     return torch.stack(logits)
 
 
@@ -873,8 +873,10 @@ _REACH_SUSPECTS: Mapping[str, Callable] = {
     "where there is no partner, START takes its place (position 0), not the position itself": functools.partial(
         _reach_with, lowest=1
     ),
-    "the partner shows its state of the loop before, h, not e": functools.partial(_reach_with, states="e"),
-    "the own state is that of the loop before, h, not e": functools.partial(_reach_with, states="both e"),
+    "the partner shows its state of the loop before, h, not e": functools.partial(_reach_with, states="partner e"),
+    "the own state is that of the loop before, h, not e": functools.partial(_reach_with, states="own e"),
+    "every loop starts from e again: put what the core returns into h": functools.partial(_reach_with, states="both e"),
+    "read out after the step, not before it": functools.partial(_reach_with, early=True),
     "the earlier position comes first in a pair": functools.partial(_reach_with, order=-1),
     "of what the core returns, the second of each pair is the new state": functools.partial(_reach_with, kept=0),
 }

@@ -1,8 +1,10 @@
-"""A window that is spread out: attention to positions d, 2d, … back, by folding the sequence.
+"""A window that is spread out: attention to oneself and the positions d, 2d, … back, by folding the sequence.
 
 The positions with the same remainder modulo d stand d apart from each other. As a sequence of their own they are
 neighbours, so that an ordinary window over it, rotary distances included, is one over every d-th position of the whole.
-The whole sequence's first position goes before each of them: it is what a position sees that has none d back.
+The whole sequence's first position goes before each of them: with a window of 2 it is what a position sees that has
+none d back. (With a wider one a single copy stands for all that are missing; the class of the first position has it
+twice.)
 
 Dilation that grows by a factor from layer to layer is WaveNet's (van den Oord et al. 2016, §2.1). Here it grows from
 loop to loop, with the same weights: for a window of 2 these are the strides of the parallel prefix sum of Hillis &
