@@ -372,7 +372,7 @@ def write(path: Path, notebook: nbformat.NotebookNode) -> None:
 
 def carried_files(notebook: nbformat.NotebookNode, number: int) -> list[Path]:
     """The licence and the package, without other lessons' diagrams; of the shipped checkpoints only those that the
-    lesson or its exercises name, without their cards."""
+    lesson or its exercises name, without their cards, and the study's summary only where it is read."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     sources.append((PACKAGE / "lessons" / f"lesson{number:02}.py").read_text(encoding="utf-8"))
     unused = {
@@ -384,7 +384,8 @@ def carried_files(notebook: nbformat.NotebookNode, number: int) -> list[Path]:
     caches = {path for path in files if re.search(r"/(__pycache__|\.)", f"/{path.relative_to(PACKAGE).as_posix()}")}
     cards = {path for path in files if path.name == "MODEL_CARD.md"}  # for people who look for models, not for lessons
     drawn = {path for path in files if path.match("lessons/diagrams0*.py") and path.name != f"diagrams{number:02}.py"}
-    return sorted({ROOT / "LICENSE", *files - caches - cards - drawn})
+    unread = set() if any("load_summary" in source for source in sources) else {PACKAGE / "lessons" / "summary.json"}
+    return sorted({ROOT / "LICENSE", *files - caches - cards - drawn - unread})
 
 
 def pack(files: list[Path]) -> str:
