@@ -6,6 +6,9 @@ The whole sequence's first position goes before each of them: with a window of 2
 none d back. (With a wider one a single copy stands for all that are missing; the class of the first position has it
 twice.)
 
+The model holds the first position's state at its input. If it took part in the loop it would be combined with itself
+over and over, and where that leads no training asks.
+
 Dilation that grows by a factor from layer to layer is WaveNet's (van den Oord et al. 2016, §2.1). Here it grows from
 loop to loop, with the same weights: for a window of 2 these are the strides of the parallel prefix sum of Hillis &
 Steele (1986), and the core is its operation.

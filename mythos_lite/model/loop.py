@@ -152,7 +152,10 @@ class RecurrentDepthTransformer(nn.Module):
         x = self.injection.drive(h, e, self._loop_signal(t, h))
         x, routing = self._run_core(x, t, context)
         h = beside + self._adapt(x, t)
-        return (torch.tanh(h) if self.config.state_activation == "tanh" else h), routing
+        h = torch.tanh(h) if self.config.state_activation == "tanh" else h
+        if self.config.dilated:  # what stands in for missing positions is the same in every loop
+            h = torch.cat([e[:, :1], h[:, 1:]], dim=1)
+        return h, routing
 
     def encode(self, token_ids: Tensor, context: AttentionContext) -> Tensor:
         """Embedding and prelude: (B, T) → e (B, T, D)."""
