@@ -81,7 +81,8 @@ class ModelConfig(Config):
     dilated: bool = checked(False, check_bool)
     """Spread the core's window out from loop to loop: in loop t, counted from 0, its positions stand window**t apart,
     and where there is none so far back a copy of the first one stands, which keeps its input (``model.dilation``).
-    News then crosses n positions in O(log n) loops. Needs a window of 2 or more and a dense core; such a model keeps no cache."""
+    News then crosses n positions in O(log n) loops. Needs a window of 2 or more and a dense core; such a model keeps no
+    cache."""
     rope_theta: float = checked(10_000.0, check_number, 1.0, 1e12, open_low=True)
 
     d_ff: int = checked(128, check_int, 1)

@@ -800,7 +800,8 @@ def double_reach(model, ids, n_loops):
         partner = (torch.arange(ids.shape[1]) - 2**t).clamp(min=0)
         pairs = torch.stack([h[:, partner], h], dim=2).flatten(0, 1)  # (B·T, 2, D), the earlier one first
         # This model's core gets the state alone, so it does not matter what is handed over as e.
-        h = core_call(model, pairs, pairs)[:, -1].unflatten(0, ids.shape)
+        new = core_call(model, pairs, pairs)[:, -1].unflatten(0, ids.shape)
+        h = torch.cat([h[:, :1], new[:, 1:]], dim=1)  # START stays what it is
         logits.append(model.read_out(h))
     return torch.stack(logits)
 
@@ -841,7 +842,7 @@ def _fault_in_reach_values(answer: Callable) -> str | None:
 @torch.no_grad()
 def _reach_with(
     model: RecurrentDepthTransformer, ids: Tensor, n_loops: int, *, back: Callable = lambda t: 2**t, lowest: int = 0,
-    states: str = "h", order: int = 1, kept: int = -1, early: bool = False,
+    states: str = "h", order: int = 1, kept: int = -1, early: bool = False, held: bool = True,
 ) -> Tensor:  # fmt: skip
     """Reaches that are nearly right."""
     h = e = encode(model, ids)
@@ -853,6 +854,7 @@ def _reach_with(
         both = [(h if states in ("h", "own e") else e)[:, partner], h if states in ("h", "partner e") else e][::order]
         pairs = torch.stack(both, dim=2).flatten(0, 1)
         before, h = h, core_call(model, pairs, pairs)[:, kept].unflatten(0, ids.shape)
+        h = torch.cat([e[:, :1], h[:, 1:]], dim=1) if held else h
         logits.append(model.read_out(before if early else h))
     return torch.stack(logits)
 
@@ -877,6 +879,7 @@ _REACH_SUSPECTS: Mapping[str, Callable] = {
     "the own state is that of the loop before, h, not e": functools.partial(_reach_with, states="own e"),
     "every loop starts from e again: put what the core returns into h": functools.partial(_reach_with, states="both e"),
     "read out after the step, not before it": functools.partial(_reach_with, early=True),
+    "START keeps its state: put h[:, :1] in its place after every loop": functools.partial(_reach_with, held=False),
     "the earlier position comes first in a pair": functools.partial(_reach_with, order=-1),
     "of what the core returns, the second of each pair is the new state": functools.partial(_reach_with, kept=0),
 }

@@ -328,13 +328,14 @@ def run_last_row(model, ids, calls_per_token=1):
 
 
 @torch.no_grad()
-def reach_with(model, ids, n_loops, *, partner_of, merge=None, detach=False):
+def reach_with(model, ids, n_loops, *, partner_of, merge=None, held=True):
     """Reaches with partners by a rule of their own."""
     h, logits = encode(model, ids), []
     positions = torch.arange(ids.shape[1])
     for t in range(n_loops):
         pairs = torch.stack([h[:, partner_of(positions, t)], h], dim=2).flatten(0, 1)
-        h = core_call(model, pairs, pairs)[:, -1].unflatten(0, ids.shape)
+        new = core_call(model, pairs, pairs)[:, -1].unflatten(0, ids.shape)
+        h = torch.cat([h[:, :1], new[:, 1:]], dim=1) if held else new
         logits.append(model.read_out(h))
     return torch.stack(logits) if merge is None else merge(logits)
 
@@ -348,8 +349,8 @@ def reach_position_by_position(model, ids, n_loops):
     with torch.no_grad():
         h, logits = encode(model, ids), []
         for t in range(n_loops):
-            new = []
-            for p in range(ids.shape[1]):
+            new = [h[:, 0]]
+            for p in range(1, ids.shape[1]):
                 pair = torch.stack([h[:, max(0, p - 2**t)], h[:, p]], dim=1)
                 new.append(core_call(model, pair, pair)[:, 1])
             h = torch.stack(new, dim=1)
@@ -488,6 +489,7 @@ WRONG = {
         (lambda m, ids, n: lesson06._reach_with(m, ids, n, states="partner e"), "not e"),
         (lambda m, ids, n: lesson06._reach_with(m, ids, n, states="both e"), "from e again"),
         (lambda m, ids, n: lesson06._reach_with(m, ids, n, early=True), "not before it"),
+        (lambda m, ids, n: reach_with(m, ids, n, partner_of=back, held=False), "START keeps its state"),
         (lambda m, ids, n: lesson06._reach_with(m, ids, n, order=-1), "comes first"),
         (lambda m, ids, n: lesson06._reach_with(m, ids, n, kept=0), "the second of each pair"),
         (lambda m, ids, n: reach_with(m, ids, n, partner_of=back, merge=lambda found: found[-1]), "every loop"),
