@@ -218,8 +218,8 @@ def swap_in_e(model, ids, other_ids, position, n_loops, of_state=True):
         return model.read_out(h)[:, -1].argmax(-1)
 
 
-def swap_throughout(model, ids, other_ids, position, n_loops):
-    """Held before the first call too."""
+def swap_throughout(model, ids, other_ids, position, n_loops, later=True):
+    """Swapped before the first call, and held ``later`` too."""
     with torch.no_grad():
         *_, last = model.loop(other_ids, n_loops)
         e = encode(model, ids)
@@ -227,19 +227,13 @@ def swap_throughout(model, ids, other_ids, position, n_loops):
         h[:, position] = last.state[:, position]
         for _ in range(n_loops):
             h = core_call(model, h, e)
-            h[:, position] = last.state[:, position]
+            if later:
+                h[:, position] = last.state[:, position]
         return model.read_out(h)[:, -1].argmax(-1)
 
 
 def swap_at_the_start(model, ids, other_ids, position, n_loops):
-    with torch.no_grad():
-        *_, last = model.loop(other_ids, n_loops)
-        e = encode(model, ids)
-        h = e.clone()
-        h[:, position] = last.state[:, position]
-        for _ in range(n_loops):
-            h = core_call(model, h, e)
-        return model.read_out(h)[:, -1].argmax(-1)
+    return swap_throughout(model, ids, other_ids, position, n_loops, later=False)
 
 
 def swap_with_masks(model, ids, other_ids, position, n_loops):
