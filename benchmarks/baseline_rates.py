@@ -17,7 +17,8 @@ import time
 import torch
 
 from mythos_lite.measure.sweep import evaluation_chains
-from mythos_lite.study.baselines import answer_loss, build_baseline, count_correct
+from mythos_lite.study.baselines import BaselineConfig, answer_loss, build_baseline, count_correct
+from mythos_lite.study.depth import words
 from mythos_lite.study.plan import baseline_tasks, baselines
 from mythos_lite.training.trainer import train
 
@@ -27,7 +28,8 @@ SEED = 10
 
 
 def main() -> None:
-    runs = {run.rung: run for run in (*baselines(SEED), *baseline_tasks(SEED))}
+    runs = (*baselines(SEED), *baseline_tasks(SEED), *words(SEED))
+    runs = {run.rung: run for run in runs if isinstance(run.model, BaselineConfig)}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("baseline", choices=runs, metavar="ROW", help="; ".join(runs))
     parser.add_argument("--lr", type=float, required=True)

@@ -33,12 +33,12 @@ def figures(record: dict, history: Sequence[dict]) -> dict[str, bytes]:
 
 
 def format_table(record: dict) -> str:
-    """Accuracy by group of lengths and loop count, as text."""
-    groups = grouped_rows(record)
-    counts = [row["n_loops"] for row in next(iter(groups.values()))]
-    width = max(map(len, groups)) + 2
+    """Accuracy by group of lengths and loop count, as text; blank where a sweep does not ask."""
+    found = {name: {r["n_loops"]: f"{r['accuracy']:.3f}" for r in rows} for name, rows in grouped_rows(record).items()}
+    counts = sorted({count for group in found.values() for count in group})
+    width = max(map(len, found)) + 2
     lines = ["", f"{'loops':<{width}}" + "".join(f"{count:>7}" for count in counts)]
-    lines += [f"{name:<{width}}" + "".join(f"{row['accuracy']:>7.3f}" for row in rows) for name, rows in groups.items()]
+    lines += [f"{name:<{width}}" + "".join(f"{group.get(t, ''):>7}" for t in counts) for name, group in found.items()]
     return "\n".join([*lines, f"chance {1 / Run.from_dict(record).task.n_answers:.3f}"])
 
 

@@ -73,7 +73,10 @@ RECIPES = {
         help="chains of 2 to 5 digits, four loops in every batch (the default)",
         model=mod7_model(),
         train=TrainConfig(steps=1800, ema_decay=0.99),
-        sweeps=tuple(Sweep(lengths=group, loops=_FIXED_LOOPS) for group in (TRAINED, LONGER)),
+        sweeps=(
+            *(Sweep(lengths=group, loops=_FIXED_LOOPS) for group in (TRAINED, LONGER)),
+            *(Sweep(lengths=(n,), loops=(n, 2 * n), n_chains=300) for n in (16, 64)),  # where it starts to overthink
+        ),
     ),
     # Five digits need three loops, and the fourth is there to hold the answer through.
     "hold": Recipe(
