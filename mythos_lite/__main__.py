@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,8 +22,10 @@ from mythos_lite.study.records import check_together, disagreements, find_record
 from mythos_lite.study.report import seed_tables
 from mythos_lite.study.run import Run
 from mythos_lite.study.workers import MOST_AT_ONCE, RESULTS, run_study
+from mythos_lite.training.parallel import is_first, process_group
 from mythos_lite.training.recipes import RECIPES
 from mythos_lite.training.state import STATE_FILE
+from mythos_lite.training.trainer import find_device
 
 STDOUT = "standard output"
 
@@ -36,7 +39,8 @@ examples:
   python -m mythos_lite experiment --recipe hold --seed 3 --out runs/hold-3
   python -m mythos_lite experiment --quick          # under a minute, to see that it runs
 
-An interrupted run goes on from the last saved step when the same command is given again.
+An interrupted run goes on from the last saved step when the same command is given again. torchrun trains on several
+processes, each with its part of every batch: torchrun --nproc-per-node 2 -m mythos_lite experiment --threads 1
 """
 
 STUDY_EXAMPLES = """\
@@ -44,6 +48,9 @@ examples:
   python -m mythos_lite study ladder removal --list
   python -m mythos_lite study final --rungs "GQA with experts" --seeds 0
   python -m mythos_lite study baselines --rungs GRU --seeds 0 --results runs/again --compare results/study
+
+  python -m mythos_lite study ladder --shard 3/8    # on the third of eight machines
+  torchrun --nproc-per-node 2 -m mythos_lite study final --seeds 7
 
 Each run is written when it ends. After an interruption the same command goes on, each training from its last
 saved step.
@@ -98,6 +105,10 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
     study.add_argument("--results", default=str(RESULTS), metavar="DIR", help=what)
     what = "say whether the results agree with those in DIR, and exit with 1 if not; on another processor a rerun may "
     study.add_argument("--compare", metavar="DIR", help=f"{what}differ as much as seeds do")
+    what = (
+        "only every N-th run, from the K-th on: for N machines that share a folder for the records, or whose records "
+    )
+    study.add_argument("--shard", metavar="K/N", help=f"{what}are copied together afterwards")
     study.add_argument("--list", action="store_true", help="print the rows and seeds, and run nothing")
 
 
@@ -245,7 +256,8 @@ def _folder(args: argparse.Namespace) -> Path:
 def _experiment(args: argparse.Namespace) -> int:
     check_int("threads", args.threads, 1, MOST_AT_ONCE)  # torch takes any number and ends the process at some
     torch.set_num_threads(args.threads)
-    run_experiment(_run(args), args.out, args.device)
+    with process_group(find_device(args.device)):
+        run_experiment(_run(args), args.out, args.device, say=print if is_first() else lambda _: None)
     return 0
 
 
@@ -265,7 +277,7 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _study(args: argparse.Namespace) -> int:
-    runs = chosen_runs(args.studies, args.rungs, args.seeds)
+    runs = _shard(chosen_runs(args.studies, args.rungs, args.seeds), args.shard)
     if args.list:
         for run in runs:
             print(f"{run.study:10} {run.rung}, seed {run.seed}")
@@ -276,13 +288,26 @@ def _study(args: argparse.Namespace) -> int:
     results, compare = Path(args.results), None if args.compare is None else Path(args.compare)
     others = [] if compare is None else [_other_record(run, compare) for run in runs]
     folders = Path("runs") / "study" if results.resolve() == RESULTS.resolve() else results
-    records = run_study(runs, results, folders, args.jobs, args.device)
+    with process_group(find_device(args.device)):
+        records, first = run_study(runs, results, folders, args.jobs, args.device), is_first()
+    if not first:
+        return 0
     print(f"{len(records)} runs are in {results}")
     if compare is None:
         return 0
     differing = [line for pair in zip(records, others, strict=True) for line in disagreements(*pair)]
     print("\n".join(differing) or f"they agree with those in {compare}: all intervals overlap")
     return 1 if differing else 0
+
+
+def _shard(runs: list[Run], part: str | None) -> list[Run]:
+    """The K-th of N parts of the runs for ``part`` "K/N", every N-th of them; all for ``None``."""
+    if part is None:
+        return runs
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError(f"shard={part!r} is not possible: write K/N, such as 3/8, with K from 1 to N")
+    return runs[int(found[1]) - 1 :: int(found[2])]
 
 
 def _other_record(run: Run, folder: Path) -> dict:

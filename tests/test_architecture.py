@@ -19,7 +19,7 @@ ROOMS = {
     "model": ["modes", "layers", "cache", "attention", "moe", "block", "injection", "halting", "dilation", "loop"],
     "task": ["chains", "pointers", "loss"],
     "measure": ["spectral", "sweep", "left_to_right", "plots"],
-    "training": ["recipes", "state", "trainer"],
+    "training": ["recipes", "parallel", "state", "trainer"],
     "study": [
         "baselines", "cures", "run", "depth", "overthinking", "plan", "records", "workers", "report", "experiment",
     ],

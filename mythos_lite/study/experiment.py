@@ -4,6 +4,7 @@ The run's folder ends with ``config.json``, ``model.safetensors``, ``metrics.jso
 three figures; until then it also holds the state from which the same call goes on after an interruption.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from mythos_lite.files.atomic import make_folder, only_writer, write_files
 from mythos_lite.files.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, open_checkpoint
 from mythos_lite.study.report import figures, format_chart, format_table
 from mythos_lite.study.run import Run, execute
+from mythos_lite.training.parallel import is_first
 from mythos_lite.training.state import METRICS_FILE, STATE_FILE
 from mythos_lite.training.trainer import build_model, find_device
 
@@ -36,7 +38,7 @@ def run_experiment(
     folder = run_folder(run, out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(folder)!r} is a file; choose a folder")
-    with only_writer(make_folder(folder)):
+    with only_writer(make_folder(folder)) if is_first() else contextlib.nullcontext():
         _refuse_other_run(folder, run)
         if (folder / CONFIG_FILE).exists() and not (folder / STATE_FILE).exists():
             say(f"{folder} holds this run, finished; it is trained again and replaced")
@@ -45,6 +47,8 @@ def run_experiment(
         if run.rung.endswith("(quick)"):
             say("quick: a check that everything runs; its accuracy means nothing")
         record, model, history = execute(run, _command(run, device), folder=folder, device=device, progress=None)
+        if not is_first():
+            return record
         if "error" in record:
             raise NonFiniteError(record["error"])
         model.save_pretrained(folder, **run.to_dict())

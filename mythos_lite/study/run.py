@@ -32,6 +32,7 @@ from mythos_lite.study.cures import fixed_point_loss, jacobian_loss, noisy_loss
 from mythos_lite.task.chains import ChainTask, PermutationTask, Task
 from mythos_lite.task.loss import chain_loss
 from mythos_lite.task.pointers import PointerTask
+from mythos_lite.training.parallel import is_first, process_count
 from mythos_lite.training.recipes import Sweep
 from mythos_lite.training.state import STATE_FILE
 from mythos_lite.training.trainer import build_model, train
@@ -138,6 +139,8 @@ def execute(
     except NonFiniteError as error:
         said = str(error).partition(";")[0]  # what follows names a file
         record |= {"error": said, "curve": [], "counts": [[*asked, 0] for asked in _asked(run)]}
+    if not is_first():
+        return record, model, history
     clock.append((time.perf_counter(), time.process_time()))
     if "error" not in record:
         record["counts"] = [row for asked in run.sweeps for row in _count(model, run, asked)]
@@ -145,7 +148,8 @@ def execute(
     (started, cpu_started), (trained, cpu_trained) = clock
     seconds = {"training": trained - started, "training, CPU": cpu_trained - cpu_started}
     seconds["sweep"] = time.perf_counter() - trained
-    command = [Path(sys.executable).name, "-m", "mythos_lite", *command]
+    together = ["torchrun", "--nproc-per-node", str(process_count())]
+    command = [*(together if process_count() > 1 else [Path(sys.executable).name]), "-m", "mythos_lite", *command]
     return {**record, "provenance": provenance(command, source, torch.device(device), seconds)}, model, history
 
 

@@ -24,6 +24,7 @@ from mythos_lite.config import ModelConfig
 from mythos_lite.files.atomic import make_folder, only_writer, write_files
 from mythos_lite.study.records import find_record
 from mythos_lite.study.run import Run, execute
+from mythos_lite.training.parallel import is_first, process_count, wait_for_all
 from mythos_lite.training.state import STATE_FILE
 from mythos_lite.training.trainer import can_show_progress, find_device
 
@@ -42,6 +43,7 @@ def run_study(
 ) -> list[dict]:
     """Run what is not in ``results`` yet, ``jobs`` at a time; the records of all.
 
+    Within a ``process_group`` they run one after the other, each on all of its processes, and ``jobs`` is not read.
     Each record is written when its run ends. Weights, and the state from which an interrupted training goes on, are in
     ``folders``, by default where the records are.
 
@@ -58,7 +60,12 @@ def run_study(
     waiting = [run for run in runs if run.name not in records]
     for folder in dict.fromkeys((base / run.name).parent for base in (results, folders) for run in waiting):
         make_folder(folder)
-    hidden = bool(os.environ.get("CI")) or not can_show_progress()
+    hidden = bool(os.environ.get("CI")) or not can_show_progress() or not is_first()
+    if process_count() > 1:
+        for run in tqdm(waiting, desc="runs", unit="run", disable=hidden):
+            carry_out(run, results, folders, device)
+        wait_for_all()  # till the first process has written the last record
+        return [find_record(run, results) for run in runs]
     working: list[_Worker] = []
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=hidden) as bar:
         try:
@@ -115,12 +122,14 @@ def carry_out(run: Run, results: Path, folders: Path, device: str = "cpu") -> No
     """Execute a run, or what is left of it, and write its weights and its record, unless another study just did."""
     folder = make_folder(folders / run.name)
     make_folder((results / run.name).parent)
-    with only_writer(folder):
+    with only_writer(folder) if is_first() else contextlib.nullcontext():
         if find_record(run, results):
             return
         command = ["study", run.study, "--rungs", run.rung, "--seeds", str(run.seed)]
         command += [] if device == "cpu" else ["--device", device]
         record, model, _ = execute(run, command, folder=folder, device=device)
+        if not is_first():
+            return
         try:
             if isinstance(run.model, ModelConfig) and "error" not in record:
                 model.save_pretrained(folder, **run.to_dict())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mythos_lite.checks import NonFiniteError
 from mythos_lite.files.atomic import make_folder, write_files
 from mythos_lite.files.checkpoint import CheckpointError, pack, unpack
+from mythos_lite.training.parallel import is_first
 
 STATE_FILE = "training.safetensors"
 METRICS_FILE = "metrics.jsonl"
@@ -24,7 +25,8 @@ PART_FILE = "metrics.jsonl.part"
 class RunState:
     """Saves and loads a run in ``folder``; without one it does nothing.
 
-    ``identity`` (JSON values) says which run it is: a state is loaded only into the run that saved it.
+    ``identity`` (JSON values) says which run it is: a state is loaded only into the run that saved it. Of several
+    processes that train together the first one saves, and all load.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class RunState:
         self.identity, self.model, self.optimizer, self.average = identity, model, optimizer, average
         self.folder = None if folder is None else make_folder(folder)
         self.saved_at: int | None = None
+        self.writes = self.folder is not None and is_first()
 
     def save(self, step: int, history: list[dict]) -> None:
         """Replace the state; ``NonFiniteError`` before that if a tensor is not finite."""
-        if self.folder is None:
+        if not self.writes:
             return
         moments = self.optimizer.state_dict()["state"]
         moments = {f"optimizer.{i}.{key}": tensor for i, entries in moments.items() for key, tensor in entries.items()}
@@ -82,13 +85,13 @@ class RunState:
 
     def log(self, records: list[dict], mode: str = "a") -> None:
         """Append lines to those that are being collected; with mode ``"w"`` begin them anew."""
-        if self.folder is not None:
+        if self.writes:
             with open(self.folder / PART_FILE, mode, encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
 
     def finish_log(self) -> None:
         """Put the lines in the place of an earlier run's."""
-        if self.folder is not None:
+        if self.writes:
             os.replace(self.folder / PART_FILE, self.folder / METRICS_FILE)
 
     def not_finite(self, what: str) -> NonFiniteError:

@@ -24,6 +24,15 @@ from mythos_lite.model.loop import LoopStep, RecurrentDepthTransformer
 from mythos_lite.model.modes import DrawFrom, check_differentiable, own_derivatives, unwrapped
 from mythos_lite.task.chains import Batch, Task, make_generator
 from mythos_lite.task.loss import chain_loss
+from mythos_lite.training.parallel import (
+    averaged,
+    check_divisible,
+    is_first,
+    mean_over_processes,
+    own_part,
+    sum_over_processes,
+    wait_for_all,
+)
 from mythos_lite.training.state import RunState
 
 Objective = Callable[[nn.Module, TrainConfig, Batch, int], tuple[Tensor, Tensor, list[LoopStep]]]
@@ -39,9 +48,14 @@ def default_device() -> torch.device:
 
 
 def find_device(name: str) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else the CPU. ``ValueError`` for what is not there, or not supported."""
+    """``"auto"`` is CUDA where there is one, else the CPU. ``ValueError`` for what is not there, or not supported.
+
+    Of several processes that ``torchrun`` started on a machine, each gets a GPU of its own.
+    """
     if name == "auto":
-        return default_device()
+        name = default_device().type
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -137,7 +151,8 @@ def train(
     With ``ema_decay`` the model ends with the averaged weights. With a ``folder``, the run is saved every
     ``checkpoint_every`` steps and at its end, and resumes from there if it finds its own state. ``progress`` is shown
     unless the environment variable CI is set or there is no stderr. A model that went through ``torch.compile`` is
-    trained as the module that it was made of; gradients are on and autocast is off, whatever the caller set.
+    trained as the module that it was made of; gradients are on and autocast is off, whatever the caller set. Within a
+    ``training.parallel.process_group`` its processes train together.
 
     Raises:
         NonFiniteError: when loss, gradient or weights are not finite; says at which step and loop. The last good state
@@ -151,8 +166,10 @@ def train(
     stream, optimizer = StepStream(task, config), make_optimizer(model, config)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.ema_decay else {}
     state = RunState(folder, _identity(model, task, config, objective), model, optimizer, average)
-    hidden = not can_show_progress() or (bool(os.environ.get("CI")) if progress is None else not progress)
-    with contextlib.nullcontext() if state.folder is None else only_writer(state.folder):
+    seen = is_first() and can_show_progress()
+    hidden = not seen or (bool(os.environ.get("CI")) if progress is None else not progress)
+    alone = state.folder is not None and is_first()
+    with only_writer(state.folder) if alone else contextlib.nullcontext():
         history = _run(state, stream, objective, on_record, hidden)
     model.load_state_dict({**model.state_dict(), **average})
     model.eval()
@@ -166,17 +183,20 @@ def _run(
     model, config, optimizer = state.model, stream.config, state.optimizer
     device = next(model.parameters()).device
     first, history = state.load()
+    wait_for_all()  # before the first process writes anything that the others are to load
     state.log(history, "w")
     model.train()
+    loss_of = averaged(model, objective)
     bar = tqdm(range(first, config.steps), "training", config.steps, initial=first, disable=hidden, unit="step")
     for step in bar:
-        batch, n_loops = stream.at(step)
-        batch = batch.to(device)
+        whole_batch, n_loops = stream.at(step)
+        batch = own_part(whole_batch).to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
 
-        loss, logits, turns = objective(model, config, batch, n_loops)
-        if not torch.isfinite(loss):
+        loss, logits, turns = loss_of(model, config, batch, n_loops)
+        mean_loss = mean_over_processes(loss.detach())
+        if not torch.isfinite(mean_loss):
             raise state.not_finite(f"the loss is not finite at step {step + 1}{_where(turns)}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -189,12 +209,13 @@ def _run(
         average_weights(state.average, model, config.ema_decay, step)
 
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+            right = (logits.argmax(-1) == batch.answers).float().mean()
             record = {
-                "step": step + 1, "loss": loss.item(),
-                "accuracy": (logits.argmax(-1) == batch.answers).float().mean().item(),
+                "step": step + 1, "loss": mean_loss.item(), "accuracy": mean_over_processes(right).item(),
                 **({"n_loops": n_loops} if turns else {}),
                 "lr": learning_rate(config, step), "grad_norm": grad_norm.item(),
-                **({**monitor(model, config, batch, config.max_loops), **_expert_load(turns)} if turns else {}),
+                **({**monitor(model, config, whole_batch.to(device), config.max_loops), **_expert_load(turns)}
+                   if turns else {}),
             }  # fmt: skip
             if any(word in json.dumps(record) for word in ("NaN", "Infinity")):
                 raise state.not_finite(f"the loop map is not finite after step {step + 1}: {record}")
@@ -216,6 +237,9 @@ def _check_fit(model: nn.Module, task: Task, config: TrainConfig, objective: Obj
         kind = type(model).__name__
         raise ValueError(f"train takes a RecurrentDepthTransformer, not {kind}; hand in the module itself")
     check_differentiable(model)
+    check_divisible("batch_size", config.batch_size)
+    if config.n_train_chains is not None:
+        check_divisible("n_train_chains", config.n_train_chains)
     if other := {p.dtype for p in model.parameters()} - {torch.float32}:
         raise ValueError(f"the model is in {other.pop()}; train in float32 and convert it afterwards, with .to()")
     if looped:
@@ -255,7 +279,8 @@ def _balance(model: RecurrentDepthTransformer, turns: list[LoopStep], rate: floa
     """One step of loss-free balancing per core layer, on the load of all turns together."""
     if model.config.n_experts and rate:
         for layer, block in enumerate(model.core):
-            block.ffn.update_bias(sum(turn.routing[layer].load for turn in turns), rate)
+            load = sum_over_processes(sum(turn.routing[layer].load for turn in turns))
+            block.ffn.update_bias(load, rate)
 
 
 def _expert_load(turns: list[LoopStep]) -> dict:
