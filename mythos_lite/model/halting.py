@@ -17,11 +17,32 @@ Shapes: B batch, T positions, D width, V vocabulary, L loops.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mythos_lite.checks import check_int, check_number
+
+
+class ActStep(NamedTuple):
+    """ACT after a loop, if the loops end there. Nothing is computed of it unless it is read."""
+
+    state: Tensor  # (B, T, D) of this loop
+    left: Tensor  # (B, T) probability that it weighs: what the loops before have left
+    before: Tensor | float  # (B, T, D) weighted sum of the loops before
+    updates: Tensor  # (B, T) loops used
+    remainder: Tensor  # (B, T) what the last of these found left
+
+    @property
+    def output(self) -> Tensor:
+        """(B, T, D) weighted sum of the states, in their type."""
+        return (self.before + self.left.unsqueeze(-1) * self.state.float()).to(self.state.dtype)
+
+    @property
+    def ponder_cost(self) -> Tensor:
+        """(B, T) loops used plus remainder."""
+        return self.updates + self.remainder
 
 
 class ActState:
@@ -30,36 +51,35 @@ class ActState:
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self._weights: list[Tensor] = []  # (B, T) each, as if the budget went on
-        self._last = torch.empty(0)  # weight of the newest loop if the budget ends with it
-        self._left: Tensor | float = 1.0  # probability not yet spent
-        self._sum: Tensor | float = 0.0  # (B, T, D)
-        self._updates: Tensor | float = 0.0
+        self._sum: Tensor | float = 0.0  # (B, T, D) of the states, with these weights
+        self._left: Tensor | None = None  # (B, T) probability not yet spent
+        self._step: ActStep | None = None
 
-    def update(self, probability: Tensor, h: Tensor) -> Tensor:
-        """Halting probability (B, T) and state (B, T, D) of a loop → ACT's output if it is the last one."""
-        left = self._left * torch.ones_like(probability)
+    def update(self, probability: Tensor, h: Tensor) -> ActStep:
+        """Halting probability (B, T) and state (B, T, D) of a loop → ACT if it is the last one."""
+        left = torch.ones_like(probability) if self._left is None else self._left
         running = left > 0
         halts = 1.0 - left + probability >= self.threshold
         weight = torch.where(halts, left, probability) * running
-        self._last, self._weights = left, [*self._weights, weight]
-        self._updates = self._updates + running.float()
-        output = self._sum + left.unsqueeze(-1) * h.float()
+        if self._step is None:
+            self._step = ActStep(h, left, 0.0, running.float(), left)
+        else:
+            updates = self._step.updates + running.float()
+            self._step = ActStep(h, left, self._sum, updates, torch.where(running, left, self._step.remainder))
+        self._weights.append(weight)
         self._sum = self._sum + weight.unsqueeze(-1) * h.float()
         self._left = torch.where(halts, torch.zeros_like(left), left - weight)
-        return output.to(h.dtype)
+        return self._step
 
     @property
     def weights(self) -> Tensor:
         """(L, B, T) weights of the loops so far, the last one's taking what remained; they sum to 1 over L."""
-        return torch.stack([*self._weights[:-1], self._last])
+        return torch.stack([*self._weights[:-1], self._step.left])
 
     @property
     def ponder_cost(self) -> Tensor:
         """(B, T) loops used plus remainder."""
-        remainder = 1.0 - torch.stack(self._weights).cumsum(0)  # after each loop
-        before = torch.cat([torch.ones_like(remainder[:1]), remainder[:-1]])  # what the loop found left
-        last_used = (self._updates - 1).long().unsqueeze(0)
-        return self._updates + before.gather(0, last_used).squeeze(0)
+        return self._step.ponder_cost
 
 
 class ActHalting(nn.Module):

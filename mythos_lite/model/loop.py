@@ -39,7 +39,7 @@ from mythos_lite.model.attention import AttentionContext, MultiHeadLatentAttenti
 from mythos_lite.model.block import Block
 from mythos_lite.model.cache import Cache, CacheKey
 from mythos_lite.model.dilation import fold, unfold
-from mythos_lite.model.halting import ActHalting, ActState, answer_change
+from mythos_lite.model.halting import ActHalting, ActState, ActStep, answer_change
 from mythos_lite.model.injection import make_injection
 from mythos_lite.model.layers import rms_norm
 from mythos_lite.model.modes import Unfilled
@@ -52,9 +52,18 @@ class LoopStep(NamedTuple):
     loop: int  # number of loops done, from 1
     previous: Tensor  # (B, T, D) h_{t−1}; e at the first loop
     state: Tensor  # (B, T, D) h_t
-    output: Tensor  # (B, T, D) what the coda reads if the loop ends here: the state, or ACT's weighted sum
     routing: Routing  # per core layer; empty without experts
-    ponder_cost: Tensor | None  # (B, T) if the loop ends here; None without ACT
+    act: ActStep | None  # None without ACT
+
+    @property
+    def output(self) -> Tensor:
+        """(B, T, D) what the coda reads if the loop ends here: the state, or ACT's weighted sum."""
+        return self.state if self.act is None else self.act.output
+
+    @property
+    def ponder_cost(self) -> Tensor | None:
+        """(B, T) if the loop ends here; None without ACT."""
+        return None if self.act is None else self.act.ponder_cost
 
     def residual(self) -> Tensor:
         """(B, T) relative residual ‖h_t − h_{t−1}‖ / ‖h_t‖ (Huginn, Parcae), float32."""
@@ -143,8 +152,7 @@ class RecurrentDepthTransformer(nn.Module):
         for t in range(n_loops):
             previous = h
             h, routing = self.loop_map(h, e, t, context)
-            output = h if act is None else act.update(self.halting(h), h)
-            yield LoopStep(t + 1, previous, h, output, routing, None if act is None else act.ponder_cost)
+            yield LoopStep(t + 1, previous, h, routing, None if act is None else act.update(self.halting(h), h))
 
     def loop_map(self, h: Tensor, e: Tensor, t: int, context: AttentionContext) -> tuple[Tensor, Routing]:
         """The loop map h_t → h_{t+1} (B, T, D), with the router's statistics per core layer."""

@@ -12,8 +12,9 @@ name here           symbol and source
 ==================  ====================================================================
 
 No token is dropped. Each expert in turn answers the tokens that chose it, which makes a GPU wait for the host once
-per expert. Where no values can be read (``torch.compile``, ``torch.export``, ``vmap``, the device "meta") it answers
-all tokens, those that did not choose it with weight zero.
+per expert; where fewer experts are called than there are, as for one new token, their weights are fetched instead.
+Where no values can be read (``torch.compile``, ``torch.export``, ``vmap``, the device "meta") each answers all tokens,
+those that did not choose it with weight zero.
 
 Shapes: B batch, T positions, N = B·T tokens, k experts per token, E experts, D width, F expert width.
 """
@@ -30,11 +31,26 @@ from mythos_lite.model.layers import SwiGLU
 
 
 class RouterStats(NamedTuple):
-    """What the router did in one layer and one loop. Padding is not counted."""
+    """What the router did in one layer and one loop. Padding is not counted; nothing is computed unless it is read."""
 
-    load: Tensor  # (E,) tokens sent to each expert; sums to k times the tokens
-    entropy: Tensor  # () mean over tokens of the entropy of the normalised scores, in nats; ln E when undecided
+    scores: Tensor  # (B, T, E) affinities of tokens and experts, without a gradient
     chosen: Tensor  # (B, T, k) experts of each token, the strongest first
+    counted: Tensor | None  # (B, T) bool, False at padding; None: all are counted
+
+    @property
+    def load(self) -> Tensor:
+        """(E,) tokens sent to each expert; sums to k times the tokens."""
+        picks = torch.zeros_like(self.scores).scatter(-1, self.chosen, 1.0)  # (B, T, E)
+        picks = picks if self.counted is None else picks * self.counted.unsqueeze(-1)
+        return picks.sum(dim=(0, 1)).long()
+
+    @property
+    def entropy(self) -> Tensor:
+        """() mean over tokens of the entropy of the normalised scores, in nats; ln E when undecided."""
+        share = self.scores / self.scores.sum(dim=-1, keepdim=True).clamp(min=1e-30)  # every score can underflow to 0
+        entropy = torch.special.entr(share).sum(dim=-1)  # (B, T)
+        counts = torch.ones_like(entropy) if self.counted is None else self.counted.to(entropy.dtype)
+        return (entropy * counts).sum() / counts.sum().clamp(min=1)
 
 
 Routing = tuple[RouterStats, ...]
@@ -67,24 +83,27 @@ class SparseMoE(nn.Module):
         chosen = self.choose(scores)
         weights = scores.gather(-1, chosen)
         weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        weights = torch.zeros_like(scores).scatter(-1, chosen, weights)  # (B, T, E), 0 where not chosen
-        y = self._run_experts(x.flatten(0, 1), weights.flatten(0, 1).to(x.dtype)).view_as(x)
+        y = self._run_experts(x.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1).to(x.dtype)).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)
-        return y, _router_stats(scores.detach(), chosen, counted)
+        return y, RouterStats(scores.detach(), chosen, counted)
 
     def choose(self, scores: Tensor) -> Tensor:
         """Scores (B, T, E) → the experts of each token, the strongest first: (B, T, k)."""
         return (scores + self.bias).topk(self.n_experts_per_token, dim=-1).indices
 
-    def _run_experts(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        """Tokens (N, D) and the weight of every expert for each of them (N, E) → weighted sums of answers (N, D)."""
+    def _run_experts(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Tokens (N, D), the experts of each and their weights (N, k) → weighted sums of answers (N, D)."""
+        if not torch.compiler.is_compiling() and chosen.numel() <= len(self.gate):  # fetch each one's experts
+            gate, up, down = (weight[chosen] for weight in (self.gate, self.up, self.down))  # (N, k, …)
+            answers = _expert(tokens[:, None, None], gate, up, down).squeeze(2)  # (N, k, D)
+            return (answers * weights.unsqueeze(-1)).sum(dim=1)
+        nothing = torch.zeros(tokens.shape[0], len(self.gate), dtype=weights.dtype, device=weights.device)
+        of_expert = nothing.scatter(1, chosen, weights)  # (N, E)
         y = torch.zeros_like(tokens)
-        for i, (gate, up, down) in enumerate(zip(self.gate, self.up, self.down, strict=True)):
-            mine = _nonzero(weights[:, i])
-            x = tokens[mine]
-            answers = (F.silu(x @ gate) * (x @ up)) @ down
-            y.index_add_(0, mine, answers * weights[mine, i].unsqueeze(1))
+        for weight, *expert in zip(of_expert.unbind(1), self.gate, self.up, self.down, strict=True):
+            mine = _nonzero(weight)
+            y.index_add_(0, mine, _expert(tokens[mine], *expert) * weight[mine].unsqueeze(1))
         return y
 
     @torch.no_grad()
@@ -97,19 +116,14 @@ class SparseMoE(nn.Module):
         self.bias += rate * torch.sign(load.mean() - load)
 
 
+def _expert(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """A SwiGLU, (…, N, D) → (…, N, D)."""
+    return (F.silu(x @ gate) * (x @ up)) @ down
+
+
 def _nonzero(weights: Tensor) -> Tensor:
     """Indices of the tokens whose weight (N,) is not zero; of all tokens where no values can be read."""
     if not torch.compiler.is_compiling():
         with contextlib.suppress(RuntimeError):  # under vmap, and on the device "meta"
             return weights.nonzero().squeeze(1)
     return torch.arange(weights.shape[0], device=weights.device)
-
-
-@torch.no_grad()
-def _router_stats(scores: Tensor, chosen: Tensor, counted: Tensor | None) -> RouterStats:
-    picks = torch.zeros_like(scores).scatter(-1, chosen, 1.0)  # (B, T, E)
-    share = scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-30)  # every score can underflow to 0
-    entropy = torch.special.entr(share).sum(dim=-1)  # (B, T)
-    counts = torch.ones_like(entropy) if counted is None else counted.to(entropy.dtype)
-    load = (picks * counts.unsqueeze(-1)).sum(dim=(0, 1)).long()
-    return RouterStats(load, (entropy * counts).sum() / counts.sum().clamp(min=1), chosen)

@@ -43,7 +43,7 @@ def noisy_loss(
         previous = h
         h, routing = model.loop_map(h, e, t, context)
         h = h + NOISE * torch.randn(h.shape, generator=generator, device="cpu").to(h)
-        turns.append(LoopStep(t + 1, previous, h, h, routing, None))
+        turns.append(LoopStep(t + 1, previous, h, routing, None))
     return loss_of_turns(model, train, batch, turns)
 
 

@@ -72,7 +72,9 @@ def pad(batch, more):
 def test_only_states_that_eq_sees_through_the_coda_carry_gradient(config, train):
     batch = draw()
     loss, _, turns = chain_loss(build(config), train, batch, 4)
-    (gradient,) = torch.autograd.grad(loss, turns[-1].output)
+    last = turns[-1]  # with ACT, whose sum reads this loop's state with the weight that is left
+    (gradient,) = torch.autograd.grad(loss, last.state if last.act is None else last.act.left)
+    gradient = gradient if last.act is None else gradient.unsqueeze(-1)
     reached = gradient.abs().sum(-1) > 0  # (B, T)
     back = batch.answer_positions.unsqueeze(1) - torch.arange(reached.shape[1])  # steps back from EQ
     seen = reached.shape[1] if config.window is None else config.n_coda_layers * (config.window - 1)

@@ -28,6 +28,7 @@ from mythos_lite.files import atomic, provenance
 from mythos_lite.files.atomic import only_writer
 from mythos_lite.files.checkpoint import CheckpointError
 from mythos_lite.model.loop import RecurrentDepthTransformer
+from mythos_lite.model.moe import RouterStats
 from mythos_lite.task.chains import ChainTask
 from mythos_lite.task.loss import chain_loss
 from mythos_lite.task.pointers import PointerTask
@@ -664,18 +665,15 @@ def test_router_bias_moves_against_the_load():
 
 def test_router_bias_moves_against_the_load_of_all_loops_together():
     """The loads are such that any loop alone, and any two, would move the bias in another way."""
-    loads = [[6, 0, 0], [0, 7, 2], [0, 0, 6]]
+    picks = [[0] * 6, [1] * 7 + [2] * 2, [2] * 6]  # loads 6 0 0, 0 7 2, 0 0 6
 
     def planted(*arguments):
         loss, logits, turns = chain_loss(*arguments)
-        return (
-            loss,
-            logits,
-            [
-                turn._replace(routing=(turn.routing[0]._replace(load=torch.tensor(load)),))
-                for turn, load in zip(turns, loads, strict=True)
-            ],
-        )
+        chosen = [torch.tensor(own).view(1, -1, 1) for own in picks]
+        stats = [
+            RouterStats(torch.zeros(1, len(own), 3), chosen, None) for own, chosen in zip(picks, chosen, strict=True)
+        ]
+        return loss, logits, [turn._replace(routing=(own,)) for turn, own in zip(turns, stats, strict=True)]
 
     config = dataclasses.replace(SHORT, steps=1, router_bias_rate=0.01, min_loops=3)
     model, _ = run(config, EXPERTS, objective=planted)
