@@ -81,6 +81,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext,
     ``options`` go to ``torch.nn.functional.scaled_dot_product_attention``. In blocks, time and memory are proportional
     to T instead of T².
     """
+    if query.shape[2] == 1 and key.shape[1] != query.shape[1]:  # heads of one group, as if they were positions
+        query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, H / K, d)
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=options.get("scale"))
+        return mixed.flatten(1, 2).unsqueeze(2)
     if context.window is None:
         return F.scaled_dot_product_attention(query, key, value, context.mask, is_causal=context.causal, **options)
     size, n_past = max(context.window, BLOCK), key.shape[2] - query.shape[2]
@@ -149,35 +153,44 @@ class MultiHeadLatentAttention(nn.Module):
         query_nope = query_nope.transpose(1, 2)  # (B, H, T, n)
         query_rope = apply_rotary(query_rope, context.cos, context.sin).transpose(1, 2)  # (B, H, T, r)
         latent, rotary_key = self.kv_down(x).split([self.rank, self.rope], dim=-1)
-        latent = self.kv_norm(latent).unsqueeze(1)  # (B, 1, T, R)
-        rotary_key = apply_rotary(rotary_key.unsqueeze(2), context.cos, context.sin).transpose(1, 2)  # (B, 1, T, r)
+        rotary_key = apply_rotary(rotary_key.unsqueeze(2), context.cos, context.sin).squeeze(2)  # (B, T, r)
+        seen = torch.cat([self.kv_norm(latent), rotary_key], dim=-1).unsqueeze(1)  # (B, 1, T, R + r)
         attend = self.attend_explicit
         if context.cache is not None:
             attend = self.attend_absorbed if context.cache.n_kept else self.attend_explicit
-            latent, rotary_key = context.cache.put(slot, latent, rotary_key)  # (B, 1, S, R) and (B, 1, S, r)
-        mixed = attend(query_nope, query_rope, latent, rotary_key, context)  # (B, H, T, v)
+            (seen,) = context.cache.put(slot, seen)  # (B, 1, S, R + r)
+        mixed = attend(query_nope, query_rope, seen, context)  # (B, H, T, v)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def attend_explicit(
-        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, context: AttentionContext
+        self, query_nope: Tensor, query_rope: Tensor, seen: Tensor, context: AttentionContext
     ) -> Tensor:
-        """Build each head's keys and values from the latent, then attend: (B, H, T, v)."""
-        key_nope = latent @ self.key_up.transpose(1, 2)  # (B, 1, S, R) @ (H, R, n) → (B, H, S, n)
-        value = latent @ self.value_up.transpose(1, 2)  # (B, H, S, v)
+        """Build each head's keys and values from the latent, then attend: (B, H, T, v).
+
+        ``seen`` (B, 1, S, R + r) is the latent of every position with its rotary key behind it.
+        """
+        latent, rotary_key = seen.split([self.rank, self.rope], dim=-1)
+        key_nope, value = (
+            F.linear(latent.squeeze(1), up.flatten(0, 1)).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for up in (self.key_up, self.value_up)
+        )  # (B, H, S, n) and (B, H, S, v)
         key = torch.cat([key_nope, rotary_key.expand(-1, self.n_heads, -1, -1)], dim=-1)
         query = torch.cat([query_nope, query_rope], dim=-1)
-        # Fused kernels want values as wide as keys; the zeros added to them come out as zeros.
-        value = F.pad(value, (0, key.shape[-1] - self.v)) if key.shape[-1] > self.v else value
+        # Fused kernels want values as wide as keys; the zeros added to either change nothing.
+        wide = max(key.shape[-1], self.v)
+        query, key, value = (
+            F.pad(x, (0, wide - x.shape[-1])) if x.shape[-1] < wide else x for x in (query, key, value)
+        )
         return attend(query, key, value, context, scale=self.scale)[..., : self.v]
 
     def attend_absorbed(
-        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotary_key: Tensor, context: AttentionContext
+        self, query_nope: Tensor, query_rope: Tensor, seen: Tensor, context: AttentionContext
     ) -> Tensor:
-        """Attend to the latent itself, one key/value head for all: (B, H, T, v)."""
-        query = torch.cat([query_nope @ self.key_up, query_rope], dim=-1)  # (B, H, T, R + r)
-        key = torch.cat([latent, rotary_key], dim=-1)  # (B, 1, S, R + r)
-        mixed = attend(query, key, latent, context, scale=self.scale, enable_gqa=True)  # (B, H, T, R)
-        return mixed @ self.value_up.transpose(1, 2)
+        """Attend to the latent itself, one key/value head for all: (B, H, T, v). ``seen`` as above."""
+        query_latent = torch.einsum("bhtn,hnr->bhtr", query_nope, self.key_up)
+        query = torch.cat([query_latent, query_rope], dim=-1)  # (B, H, T, R + r)
+        mixed = attend(query, seen, seen[..., : self.rank], context, scale=self.scale, enable_gqa=True)  # (B, H, T, R)
+        return torch.einsum("bhtr,hvr->bhtv", mixed, self.value_up)
 
 
 def make_attention(config: ModelConfig) -> GroupedQueryAttention | MultiHeadLatentAttention:

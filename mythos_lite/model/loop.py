@@ -254,11 +254,13 @@ class RecurrentDepthTransformer(nn.Module):
             ValueError: as ``forward``, and for a prompt that holds padding (prompts of different lengths: one call
                 each), a negative temperature, more tokens than fit, or a model whose logits are not finite.
         """
-        cache = None if self.config.dilated else Cache()
-        n_loops = self.check_input(prompt_ids, n_loops, cache, exit_policy)
-        self._check_unpadded(prompt_ids)
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 0)
-        self._check_length(prompt_ids.shape[1] + max_new_tokens)
+        n_loops = self.check_input(prompt_ids, n_loops, None, exit_policy)
+        self._check_unpadded(prompt_ids)
+        self._check_length(n_tokens := prompt_ids.shape[1] + max_new_tokens)
+        cache = None if self.config.dilated else Cache(n_tokens)
+        if cache is not None:
+            cache.begin(self.config, prompt_ids.shape[0], n_loops)
         temperature = check_number("temperature", temperature, 0.0)
         n_tokens = self.config.output_size or self.config.vocab_size
         top_k = None if top_k is None else check_int("top_k", top_k, 1, n_tokens)

@@ -315,6 +315,49 @@ def test_without_a_window_the_cache_grows_by_the_same_for_every_token(attention)
     assert sizes == [each * (i + 1) for i in range(LENGTH)]
 
 
+def buffers(cache):
+    return {key: [tensor.untyped_storage().data_ptr() for tensor in entry] for key, entry in cache._entries.items()}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("expected", [0, LENGTH])
+def test_new_tokens_are_written_into_room_that_is_there(attention, expected):
+    model, ids, cache = make_model(attention, None), tokens(), Cache(expected)
+    outputs, moves = [], 0
+    for piece in ids.split(1, dim=1):
+        before = buffers(cache)
+        outputs.append(model(piece, n_loops=2, cache=cache).logits)
+        moves += before != buffers(cache)
+    assert moves == 1 if expected else 1 < moves < LENGTH - 1
+    assert_close(torch.cat(outputs, dim=1), model(ids, n_loops=2).logits)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("window", [None, 3])
+def test_tokens_of_inference_mode_can_be_followed_by_others(attention, window):
+    model, ids, cache = make_model(attention, window), tokens(), Cache(2 * LENGTH)
+    with torch.inference_mode():
+        first = model(ids[:, :4], n_loops=2, cache=cache).logits
+    with torch.no_grad():
+        second = model(ids[:, 4:6], n_loops=2, cache=cache).logits
+    with torch.inference_mode():
+        third = model(ids[:, 6:], n_loops=2, cache=cache).logits
+    assert_close(torch.cat([first, second, third], dim=1).clone(), model(ids, n_loops=2).logits)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("window", [None, 3])
+def test_gradients_go_through_a_cache(attention, window):
+    model, ids = make_model.__wrapped__(attention, window), tokens()
+    model.requires_grad_(True)
+    pieces = in_pieces(model, ids, [4, 1, LENGTH - 5], 2, Cache())
+    weights = torch.randn_like(pieces)
+    wanted = list(model.parameters())
+    found = [torch.autograd.grad((y * weights).sum(), wanted) for y in (pieces, model(ids, n_loops=2).logits)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
 def test_an_empty_cache_takes_no_bytes():
     cache = Cache()
     assert (cache.n_bytes(), cache.length, cache.n_kept) == (0, 0, 0)
