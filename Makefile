@@ -20,7 +20,7 @@ define CREATE
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment test test-coverage test-study test-browser test-colab test-fast test-lowest colab-versions lint lab notebooks clean
+.PHONY: help experiment test test-coverage test-study test-browser test-colab test-fast test-lowest bench colab-versions lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-study   rerun three rows of the study and compare them with the committed ones (5 to 10 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make test-fast    run the tests alone, as in: make test-fast PYTHON=python3.12; test-lowest: with the lowest versions"
+	@echo "make bench        measure speed and memory beside a peer and the machine's limit (25 minutes; ARGS names parts)"
 	@echo "make colab-versions  Colab's versions beside those tested; FREEZE=pip-freeze.txt names a newer list of Colab's"
 	@echo "make notebooks    write badges and links, and execute the lessons again"
 	@echo "make lint         check style only"
@@ -68,6 +69,9 @@ test-browser: $(VENV)/tests
 	$(INSTALL_HERE) playwright
 	CHROMIUM=$(CHROMIUM) $(IN_VENV) -m pytest tests/browser
 
+bench: $(VENV)/package .bench/open_mythos
+	$(IN_VENV) benchmarks/bench.py $(ARGS)
+
 notebooks: $(VENV)/tests
 	$(IN_VENV) notebooks/build.py --run all
 
@@ -97,6 +101,10 @@ $(VENV)/lessons: $(VENV)/package requirements.txt
 	@$(INSTALL_HERE) --requirement requirements.txt
 	@touch $@
 
+# The peer's model needs torch alone; what else its package asks for is left out.
+.bench/open_mythos: $(VENV)/created
+	@$(IN_VENV) $(INSTALL) --no-deps --target $(@D) open-mythos==0.5.0
+
 $(COLAB)/created: tests/colab/colab.txt
 	$(CREATE)
 	@echo "Installing Colab's versions (torch is large; this can take some minutes)"
@@ -120,4 +128,4 @@ $(LOWEST)/created: requirements.txt pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* .pytest_cache .hypothesis .ruff_cache .coverage build *.egg-info
+	rm -rf $(VENV) .venv-* .bench .pytest_cache .hypothesis .ruff_cache .coverage build *.egg-info
