@@ -51,9 +51,12 @@ def cost(
     if cached and config.dilated:
         raise ValueError(f"cached={cached} is not possible: a model with a dilated window keeps no cache")
     outer, n_outputs = config.n_prelude_layers + config.n_coda_layers, config.output_size or config.vocab_size
+    once = config.injection == "lti"  # its input term is computed before the loop
     core = [_core_shape(config, t, length, cached) for t in range(n_loops)]  # per loop: sequences, tokens, cached
     flops = outer * _block_flops(config, length, cached, sparse=False) + 2 * length * config.d_model * n_outputs
+    flops += length * 2 * config.d_model**2 * once
     kept = outer * _block_kept(config, batch, length, sparse=False) + batch * length * (3 * config.d_model + 1)
+    kept += batch * length * config.d_model * once
     for sequences, tokens, before in core:
         flops += config.n_core_layers * sequences * _block_flops(config, tokens, before, sparse=config.n_experts > 0)
         flops += length * _loop_flops(config)
@@ -133,8 +136,7 @@ def _block_flops(config: ModelConfig, length: int, cached: int, *, sparse: bool)
 def _loop_flops(config: ModelConfig) -> int:
     """Of one loop beside its blocks, for one token."""
     D = config.d_model
-    injection = 2 * D * D if config.injection == "lti" else 0
-    return injection + 4 * D * config.depth_lora_rank + (2 * D if config.halting == "act" else 0)
+    return 4 * D * config.depth_lora_rank + (2 * D if config.halting == "act" else 0)
 
 
 def _block_kept(config: ModelConfig, sequences: int, length: int, *, sparse: bool) -> int:
@@ -168,6 +170,6 @@ def _loop_kept(config: ModelConfig) -> int:
     """Of one loop beside its blocks, for one token."""
     D, act = config.d_model, config.halting == "act"
     state = D if config.state_activation == "tanh" or config.injection != "none" or act else 0
-    injection = {"lti": D, "additive": 2 * D + 1, "none": 0}[config.injection]
+    injection = 2 * D + 1 if config.injection == "additive" else 0
     lora = D + 2 * config.depth_lora_rank if config.depth_lora_rank else 0
     return state + injection + lora + (3 if act else 0)

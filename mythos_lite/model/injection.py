@@ -13,8 +13,9 @@ R               the shared core blocks, residual included, which the model runs
 
 ``LTIInjection`` is Parcae's: h' = R(Ā ⊙ h + B̄ e). ``AdditiveInjection`` is OpenMythos': h' = Ā ⊙ h + b ⊙ e +
 R(norm(h + e)), with a scalar Δ and a B that Δ does not scale; it is kept because the lessons compare the two. In either
-``drive`` is what R is given and ``bypass`` what is added to R's output. The model then applies ``state_activation``;
-the formulas are theirs with ``"none"``.
+``given`` is what stays the same from loop to loop, and is computed once. With it ``drive`` is what R gets and
+``bypass`` what is added to R's output. The model then applies ``state_activation``; the formulas are theirs with
+``"none"``.
 
 Deviation from both: their Ā is below 1 on paper but rounds to exactly 1.0 in float32 where Δ·exp(a) < 3e-8, and in
 bfloat16 already below 2e-3. Here Ā = exp(−(1/128 + Δ·exp(a))), at most 0.9923, and exponents are clamped to a range in
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 from mythos_lite.config import ModelConfig
 from mythos_lite.model.layers import rms_norm
 
+Given = tuple[Tensor, ...]
 MIN_RATE = 1.0 / 128.0
 """Smallest decay rate: exp(−1/128) = 0.9922 is below 1 in bfloat16 too, whose last step below 1 is 1/256."""
 INITIAL_DECAY = math.sqrt(1.0 / 5.0)  # Parcae's starting point
@@ -65,12 +67,17 @@ class LTIInjection(nn.Module):
         """Ā (D,), float32, in [0, 1)."""
         return torch.exp(-(MIN_RATE + self._delta() * torch.exp(_clamped(self.a))))
 
-    def drive(self, h: Tensor, e: Tensor, signal: Tensor | float = 0.0) -> Tensor:
-        """State and input (B, T, D) → what the core is given; ``signal`` (D,) is added to it."""
-        return (self.decay() * h + self._delta() * F.linear(e, self.b)).to(e.dtype) + signal
+    def given(self, e: Tensor) -> Given:
+        """Input (B, T, D) → Ā and B̄ e."""
+        return self.decay(), self._delta() * F.linear(e, self.b)
 
-    def bypass(self, h: Tensor, e: Tensor) -> Tensor | float:
-        """State and input (B, T, D) → what is added to the core's output: nothing."""
+    def drive(self, h: Tensor, given: Given, signal: Tensor | float = 0.0) -> Tensor:
+        """State (B, T, D) → what the core is given; ``signal`` (D,) is added to it."""
+        decay, term = given
+        return (decay * h + term).to(h.dtype) + signal
+
+    def bypass(self, h: Tensor, given: Given) -> Tensor | float:
+        """State (B, T, D) → what is added to the core's output: nothing."""
         return 0.0
 
 
@@ -95,13 +102,18 @@ class AdditiveInjection(nn.Module):
         # Each is clamped before they are added: the sum of two extreme values would be infinite or not a number.
         return torch.exp(-(MIN_RATE + torch.exp(_clamped(self.log_delta) + _clamped(self.a))))
 
-    def drive(self, h: Tensor, e: Tensor, signal: Tensor | float = 0.0) -> Tensor:
-        """State and input (B, T, D) → what the core is given; ``signal`` (D,) is added before the norm."""
-        return self.norm(h + signal + e)
+    def given(self, e: Tensor) -> Given:
+        """Input (B, T, D) → Ā, b ⊙ e and e."""
+        return self.decay(), self.b * e, e
 
-    def bypass(self, h: Tensor, e: Tensor) -> Tensor | float:
-        """State and input (B, T, D) → what is added to the core's output."""
-        return (self.decay() * h + self.b * e).to(e.dtype)
+    def drive(self, h: Tensor, given: Given, signal: Tensor | float = 0.0) -> Tensor:
+        """State (B, T, D) → what the core is given; ``signal`` (D,) is added before the norm."""
+        return self.norm(h + signal + given[2])
+
+    def bypass(self, h: Tensor, given: Given) -> Tensor | float:
+        """State (B, T, D) → what is added to the core's output."""
+        decay, term, _ = given
+        return (decay * h + term).to(h.dtype)
 
 
 class NoInjection(nn.Module):
@@ -118,12 +130,16 @@ class NoInjection(nn.Module):
         """Ā (D,): the state goes to the core as it is."""
         return torch.ones(self.d_model)
 
-    def drive(self, h: Tensor, e: Tensor, signal: Tensor | float = 0.0) -> Tensor:
-        """State and input (B, T, D) → what the core is given; ``signal`` (D,) is added to it."""
+    def given(self, e: Tensor) -> Given:
+        """Nothing."""
+        return ()
+
+    def drive(self, h: Tensor, given: Given, signal: Tensor | float = 0.0) -> Tensor:
+        """State (B, T, D) → what the core is given; ``signal`` (D,) is added to it."""
         return h + signal
 
-    def bypass(self, h: Tensor, e: Tensor) -> Tensor | float:
-        """State and input (B, T, D) → what is added to the core's output: nothing."""
+    def bypass(self, h: Tensor, given: Given) -> Tensor | float:
+        """State (B, T, D) → what is added to the core's output: nothing."""
         return 0.0
 
 

@@ -40,7 +40,7 @@ from mythos_lite.model.block import Block
 from mythos_lite.model.cache import Cache, CacheKey
 from mythos_lite.model.dilation import fold, unfold
 from mythos_lite.model.halting import ActHalting, ActState, ActStep, answer_change
-from mythos_lite.model.injection import make_injection
+from mythos_lite.model.injection import Given, make_injection
 from mythos_lite.model.layers import rms_norm
 from mythos_lite.model.modes import Unfilled
 from mythos_lite.model.moe import Routing, SparseMoE
@@ -149,15 +149,22 @@ class RecurrentDepthTransformer(nn.Module):
     def _loop(self, token_ids: Tensor, n_loops: int, context: AttentionContext) -> Iterator[LoopStep]:
         act = ActState(self.config.act_threshold) if self.halting is not None else None
         h = e = self.encode(token_ids, context)
+        given = self.injection.given(e)
         for t in range(n_loops):
             previous = h
-            h, routing = self.loop_map(h, e, t, context)
+            h, routing = self.loop_map(h, e, t, context, given)
             yield LoopStep(t + 1, previous, h, routing, None if act is None else act.update(self.halting(h), h))
 
-    def loop_map(self, h: Tensor, e: Tensor, t: int, context: AttentionContext) -> tuple[Tensor, Routing]:
-        """The loop map h_t → h_{t+1} (B, T, D), with the router's statistics per core layer."""
-        beside = self.injection.bypass(h, e)
-        x = self.injection.drive(h, e, self._loop_signal(t, h))
+    def loop_map(
+        self, h: Tensor, e: Tensor, t: int, context: AttentionContext, given: Given | None = None
+    ) -> tuple[Tensor, Routing]:
+        """The loop map h_t → h_{t+1} (B, T, D), with the router's statistics per core layer.
+
+        ``given`` is ``injection.given(e)``, for whoever calls it more than once.
+        """
+        given = self.injection.given(e) if given is None else given
+        beside = self.injection.bypass(h, given)
+        x = self.injection.drive(h, given, self._loop_signal(t, h))
         x, routing = self._run_core(x, t, context)
         h = beside + self._adapt(x, t)
         h = torch.tanh(h) if self.config.state_activation == "tanh" else h

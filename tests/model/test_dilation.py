@@ -182,7 +182,7 @@ def test_each_loop_is_attention_to_positions_that_stand_apart(attention, window,
     model = make_model(**changes)
     h, e = torch.randn(2, 2, LENGTH, 32, generator=torch.Generator().manual_seed(1))
     context = attention_context(model.config, LENGTH, None, h.device)
-    given_to_core = model.injection.drive(h, e)
+    given_to_core = model.injection.drive(h, model.injection.given(e))
     for t in (0, 1, 2, 3, 7):
         expected = torch.tanh(torch.stack([core_reference(model, x, t) for x in given_to_core]))
         expected[:, 0] = e[:, 0]  # the first position keeps its input
@@ -206,7 +206,7 @@ def test_a_long_sequence_is_computed_as_a_short_one(attention):
     model, length = make_model(**ATTENTIONS[attention], window=3), 700
     h = torch.randn(1, length, 32, generator=torch.Generator().manual_seed(1))
     context = attention_context(model.config, length, None, h.device)
-    x = model.injection.drive(h, h)[0].double()
+    x = model.injection.drive(h, model.injection.given(h))[0].double()
     for t in (0, 1, 4, 6):
         got, dilation = model.loop_map(h, h, t, context)[0][0].double(), 3**t
         assert torch.equal(got[0], h[0, 0].double())

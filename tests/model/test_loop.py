@@ -328,7 +328,7 @@ def test_every_part_can_be_used_alone(part, monkeypatch):
     context = attention_context(config, LENGTH, None, h.device)
     if part.endswith("injection"):
         assert ((module.decay() > 0) & (module.decay() < 1)).all()
-        out = module.bypass(h, e) + module.drive(h, e)
+        out = module.bypass(h, module.given(e)) + module.drive(h, module.given(e))
     else:
         out = module(h, context) if part.endswith("attention") or part == "block" else module(h)
         out = out[0] if isinstance(out, tuple) else out
@@ -407,15 +407,17 @@ def test_injections_are_their_formulas(injection, with_signal):
         seen = module.norm.weight * seen / (seen.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
         expected = decay * h + b * e + torch.tanh(seen @ mix)
     assert_close(module.decay(), decay)
-    assert_close(module.bypass(h, e) + torch.tanh(module.drive(h, e, signal) @ mix), expected, 1e-4)
+    assert_close(
+        module.bypass(h, module.given(e)) + torch.tanh(module.drive(h, module.given(e), signal) @ mix), expected, 1e-4
+    )
 
 
 @pytest.mark.parametrize("with_signal", [False, True])
 def test_no_injection_gives_the_core_the_state_alone(with_signal):
     module = make_injection(make_config(injection="none"))
     h, e, signal = torch.randn(2, 5, 32), torch.full((2, 5, 32), torch.nan), torch.randn(32) if with_signal else 0.0
-    assert torch.equal(module.drive(h, e, signal), h + signal)
-    assert torch.equal(torch.zeros(2, 5, 32) + module.bypass(h, e), torch.zeros(2, 5, 32))
+    assert torch.equal(module.drive(h, module.given(e), signal), h + signal)
+    assert torch.equal(torch.zeros(2, 5, 32) + module.bypass(h, module.given(e)), torch.zeros(2, 5, 32))
     assert torch.equal(module.decay(), torch.ones(32))
     assert not [*module.parameters(), *module.buffers()]
     module.reset_parameters()
@@ -505,7 +507,7 @@ def assert_decay_is_safe(module: LTIInjection | AdditiveInjection, dtype: torch.
     assert (decay < 1).all()
     assert (decay.to(torch.bfloat16) < 1).all()
     h, e = torch.randn(2, 1, 2, decay.numel()).to(dtype).requires_grad_(True)
-    out = module.bypass(h, e) + module.drive(h, e)
+    out = module.bypass(h, module.given(e)) + module.drive(h, module.given(e))
     assert torch.isfinite(out).all()
     (decay.sum() + out.float().sum()).backward()
     for name, p in module.named_parameters():
