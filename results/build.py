@@ -37,6 +37,7 @@ def built() -> dict[Path, bytes]:
     made = {name: table(found) for name, table in tables.TABLES.items()}
     files = {summary.SUMMARY: (json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n").encode()}
     dense = [record for record in single if "experts" not in record["rung"]]
+    made["sizes"] = tables.sizes_table()
     made["spans"] = tables.spans_table(json.loads((FOLDER / "spans.json").read_text(encoding="utf-8"))["rows"])
     made |= {"recipes": seed_tables(dense, per_seed=False), "recipes, each seed": seed_tables(single, per_seed=True)}
     for path in DOCUMENTS:

@@ -9,11 +9,12 @@ from mythos_lite.lessons.study_figures import CHANCE, what_is_needed, what_mends
 from mythos_lite.lessons.summary import accuracies
 from mythos_lite.measure import plots
 from mythos_lite.measure.sweep import make_row
-from mythos_lite.study.depth import DOUBLING
+from mythos_lite.study.depth import DOUBLING, pointers
 from mythos_lite.study.plan import FINAL_RUNG, STUDIES, passing, windows
 
 _BESIDE = ("transformer, same parameters", "LSTM", "GRU", "Elman RNN", "tanh RNN")
 """The baselines of one figure; the others are transformers that guess on long chains too, and a convolution."""
+_TRAINED_STEPS = pointers(0)[0].train.max_digits
 KNOWN = 0.99
 """Share of the chains of trained length from which on a run counts as having learned them."""
 UNLEARNED = "short chains not learned"
@@ -88,6 +89,17 @@ def answers_pass(summary: dict) -> Figure:
     )
 
 
+def steps_in_sight(summary: dict) -> Figure:
+    """Accuracy on paths through a graph by loops and steps, with a line at as many loops as steps."""
+    entry = summary["pointers"]["loop"]
+    steps = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18)
+    few = [{**row, "n_digits": k} for k in steps for row in rows(entry, str(k)) if row["n_loops"] <= 20]
+    title = f"A path of k steps takes k loops; in training, at most {_TRAINED_STEPS} of either"
+    figure = plots.loops_by_length(few, needed={k: k for k in steps}, title=title)
+    figure.axes[0].set_ylabel("steps of the path")
+    return figure
+
+
 def errors_fade(summary: dict) -> Figure:
     """Gain along the chain against accuracy on long chains, every run on digit chains that has a gain."""
     points = gains_and_accuracies(summary)
@@ -117,5 +129,8 @@ def gains_and_accuracies(summary: dict) -> dict[str, list[tuple[float, float]]]:
     return points
 
 
-FIGURES = {"how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier,
-           "errors_fade": errors_fade, "answers_pass": answers_pass, "fewest_loops": fewest_loops}  # fmt: skip
+FIGURES = {
+    "how_far": how_far, "what_mends": what_mends, "what_is_needed": what_is_needed, "frontier": frontier,
+    "errors_fade": errors_fade, "answers_pass": answers_pass, "fewest_loops": fewest_loops,
+    "steps_in_sight": steps_in_sight,
+}  # fmt: skip

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from pooling import accuracies_with_enough_loops, worst_interval
 
+from mythos_lite.config import ModelConfig
 from mythos_lite.lessons.summary import accuracies, ladder_entries
+from mythos_lite.measure.cost import cost
 from mythos_lite.study.plan import FINAL_RUNG, TASKS
 from mythos_lite.study.report import markdown, mean_and_worst
 
 Entry = dict
 Column = tuple[str, Callable[[Entry], str]]
+_SIZES = {
+    "8B, 32 layers": (4096, 32, 14_336, (0, 32, 0), 1),
+    "looped, 2 + 4 × 7 + 2": (4096, 32, 14_336, (2, 4, 2), 7),
+    "looped, 1 × 32": (4096, 32, 14_336, (0, 1, 0), 32),
+    "70B, 80 layers": (8192, 64, 28_672, (0, 80, 0), 1),
+    "looped, 4 + 8 × 9 + 4": (8192, 64, 28_672, (4, 8, 4), 9),
+    "looped, 1 × 80": (8192, 64, 28_672, (0, 1, 0), 80),
+}
+"""Width, heads, feed-forward, layers of prelude, core and coda, and loops; the widths are Llama 3's."""
 HOLDS = 0.99
 """A seed *holds* if it is right on this share of the chains of 64 elements, with as many loops."""
 
@@ -69,6 +81,22 @@ def doubling_table(summary: dict) -> str:
     return _table("setting", summary["doubling"], columns)
 
 
+def words_table(summary: dict) -> str:
+    """The word problem of A5 and S5: the loop with as many loops as it needs, the others as they are."""
+    lengths = {"8": 4, "16": 5, "32": 6, "64": 7, "128": 8, "256": 9, "512": 10, "1024": 11}
+    columns = [("seeds", _seeds), ("parameters", _parameters), ("CPU minutes", _minutes)]
+    columns += [_looped_or_not(group, n_loops) for group, n_loops in lengths.items()]
+    return _table("group: model", summary["words"], columns)
+
+
+def pointers_table(summary: dict) -> str:
+    """Paths: with half as many loops as steps, with as many, with 128; models without a loop as they are."""
+    asked = [("4", 2), ("4", 4), ("8", 4), ("8", 8), ("16", 8), ("16", 16), ("18", 18), ("4", 128), ("16", 128)]
+    columns = [("seeds", _seeds), ("parameters", _parameters), ("CPU minutes", _minutes)]
+    columns += [_looped_or_not(group, n_loops, needed=int(group) == n_loops) for group, n_loops in asked]
+    return _table("model", summary["pointers"], columns)
+
+
 def spans_table(rows: Sequence[dict]) -> str:
     """What ``benchmarks/spans.py`` found: calls in a row, and milliseconds of one chain."""
     names = list(dict.fromkeys(row["way"] for row in rows))
@@ -79,6 +107,31 @@ def spans_table(rows: Sequence[dict]) -> str:
         [f"{n:,}", *(f"{w[name]['span']:,}: {w[name]['ms_alone']:.1f}" for name in names)] for n, w in by_length.items()
     ]
     return markdown(["digits", *names], lines)
+
+
+def sizes_table() -> str:
+    """Stacks of the 8B and 70B class, and loops of the same depth, by the cost model."""
+    context, lines = 8192, []
+    for name, (d_model, n_heads, d_ff, layers, n_loops) in _SIZES.items():
+        prelude, core, coda = layers
+        config = ModelConfig(
+            d_model=d_model, n_heads=n_heads, n_kv_heads=8, d_ff=d_ff, vocab_size=128_256, pad_token_id=None,
+            window=None, n_prelude_layers=prelude, n_core_layers=core, n_coda_layers=coda,
+            injection="lti" if n_loops > 1 else "none", state_activation="none",
+        )  # fmt: skip
+        token = cost(config, n_loops, cached=context - 1, bytes_per_number=2)
+        shared = cost(config, n_loops, cached=context - 1, bytes_per_number=2, shared_slot=True)
+        doubled = dataclasses.replace(config, n_core_layers=2 * core)  # whose weights are more by those of the core
+        read = token.weight_bytes + (n_loops - 1) * (
+            cost(doubled, bytes_per_number=2).weight_bytes - token.weight_bytes
+        )
+        kept = cost(config, n_loops, length=4096).kept_bytes // 2
+        numbers = [token.parameters, token.weight_bytes, token.weight_bytes / 4, token.cache_bytes, shared.cache_bytes]
+        numbers += [token.flops, read, 16 * token.parameters, kept]
+        lines.append([name, *(f"{number / 1e9:.1f}" for number in numbers)])
+    header = ["model", "10⁹ weights", "GB", "GB at 4 bits", "GB of cache", "with a shared slot", "GFLOPs a token",
+              "GB read a token", "GB to train", "GB kept, 4,096 tokens"]  # fmt: skip
+    return markdown(header, lines)
 
 
 def rest_table(summary: dict) -> str:
@@ -122,7 +175,7 @@ def cost_table(summary: dict) -> str:
 TABLES = {
     "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
     "baselines": baseline_table, "tasks": task_table, "baseline tasks": baseline_task_table,
-    "doubling": doubling_table,
+    "doubling": doubling_table, "words": words_table, "pointers": pointers_table,
     "rest": rest_table, "spread": spread_table, "cost": cost_table,
 }  # fmt: skip
 
@@ -158,6 +211,51 @@ def _enough(group: str) -> Column:
         return mean_and_worst(accuracies_with_enough_loops(entry, group)) if group in entry["correct"] else "–"
 
     return group, cell
+
+
+def _range_of(key: str) -> Callable[[Entry], str]:
+    return lambda entry: _range(entry[key], ".3g")
+
+
+def _range(values: Sequence[float | None], form: str) -> str:
+    """Lowest and highest of what was measured, and of how many seeds if not of all."""
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return "–"
+    ends = " to ".join(dict.fromkeys(f"{value:{form}}" for value in (min(measured), max(measured))))
+    return ends if len(measured) == len(values) else f"{ends} ({len(measured)} of {len(values)} seeds)"
+
+
+def _overthinking(entry: Entry) -> str:
+    """What the best loop count up to 8 gives, less what 32 give: mean and worst seed."""
+    best = [max(values) for values in zip(*(accuracies(entry, "6–8", t) for t in (1, 2, 4, 6, 8)), strict=True)]
+    lost = [a - b for a, b in zip(best, accuracies(entry, "6–8", 32), strict=True)]
+    mean = f"{sum(lost) / len(lost):+.3f}"
+    return f"{mean} ({max(lost):+.3f})" if len(lost) > 1 else mean
+
+
+def _table(first: str, entries: dict[str, Entry], columns: Sequence[Column]) -> str:
+    lines = [[name, *(cell(entry) for _, cell in columns)] for name, entry in entries.items()]
+    return markdown([first, *(name for name, _ in columns)], lines)
+
+
+_BY_LENGTH = ("2–5", "6–8", "16", "32", "64", "128")
+_FAR = (("6–8", 8), ("6–8", 64), ("16", 16), ("32", 32), ("64", 64), ("128", 128), ("8", 512), ("128", 512))
+_LADDER: tuple[Column, ...] = (
+    ("seeds", _seeds), _at("2–5", 4), *(_at("6–8", loops) for loops in (1, 2, 4, 6, 8)),
+    *(_at(str(n), n) for n in (16, 32, 64, 128)), ("lost at 32 loops", _overthinking),
+)  # fmt: skip
+
+
+def _looped_or_not(group: str, n_loops: int, *, needed: bool = True) -> Column:
+    """With so many loops; a model without loops has one answer, which stands where as many as ``needed`` are run."""
+
+    def cell(entry: Entry) -> str:
+        if list(entry["correct"][group]) != ["1"]:
+            return mean_and_worst(accuracies(entry, group, n_loops))
+        return mean_and_worst(accuracies(entry, group, 1)) if needed else "–"
+
+    return f"{group} @ {n_loops}", cell
 
 
 def _range_of(key: str) -> Callable[[Entry], str]:

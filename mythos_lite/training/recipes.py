@@ -75,7 +75,7 @@ RECIPES = {
         train=TrainConfig(steps=1800, ema_decay=0.99),
         sweeps=(
             *(Sweep(lengths=group, loops=_FIXED_LOOPS) for group in (TRAINED, LONGER)),
-            *(Sweep(lengths=(n,), loops=(n, 2 * n), n_chains=300) for n in (16, 64)),  # where it starts to overthink
+            *(Sweep(lengths=(n,), loops=(n, 2 * n), n_chains=300) for n in (16, 64)),  # and left running
         ),
     ),
     # Five digits need three loops, and the fourth is there to hold the answer through.

@@ -310,7 +310,7 @@ print(mythos_lite.__file__)"""
     folder, temporary = empty(tmp_path / "empty"), empty(tmp_path / "temporary")
     done = run("\n".join([*cells, program]), folder, SITE, TMPDIR=str(temporary))
     *said, package = done.stdout.splitlines()
-    missing = "'mod7-experts' is neither a folder nor a shipped checkpoint ('mod7', 'mod7-doubling')"
+    missing = "'mod7-experts' is neither a folder nor a shipped checkpoint ('mod7', 'mod7-doubling', 'pointers')"
     assert said == ["Lesson 6 is ready.", "RecurrentDepthTransformer", missing]
     assert temporary in Path(package).parents
     assert not list(folder.iterdir())

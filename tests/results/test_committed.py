@@ -11,6 +11,7 @@ from mythos_lite import ChainTask, ConvergenceExit, ModelConfig, RecurrentDepthT
 from mythos_lite.files.checkpoint import SHIPPED, WEIGHTS_FILE, open_checkpoint, shipped_names
 from mythos_lite.measure.left_to_right import run_left_to_right
 from mythos_lite.measure.sweep import evaluation_chains, expert_shares, pool, sweep
+from mythos_lite.study.depth import POINTERS
 from mythos_lite.study.records import read_record, rows_of
 from mythos_lite.task.chains import make_generator
 
@@ -19,7 +20,7 @@ RECORDS = [read_record(path) for path in sorted((ROOT / "results" / "study" / "e
 TASK = ChainTask()
 SHIPPED_RUNS = {
     "mod7": "final/gqa-dense-seed0", "mod7-experts": "final/mla-with-experts-seed0",
-    "mod7-doubling": "doubling/sum-modulo-7-seed50",
+    "mod7-doubling": "doubling/sum-modulo-7-seed50", "pointers": "pointers/loop-seed50",
 }  # fmt: skip
 every_checkpoint = pytest.mark.parametrize("name", SHIPPED_RUNS)
 every_recurrence = pytest.mark.parametrize("name", ["mod7", "mod7-experts"])
@@ -106,9 +107,12 @@ def test_shipped_checkpoint_does_what_its_record_says(name):
         (n_digits, n_loops): (n_chains, right) for n_digits, n_loops, n_chains, right in shipped_record(name)["counts"]
     }
     model = RecurrentDepthTransformer.from_pretrained(name)
-    asked = {"mod7-doubling": (1000, {16: [4, 5, 32], 64: [6, 7]})}.get(name, (5000, {5: [2, 16], 8: [8]}))
+    tasks = {"pointers": POINTERS}
+    asked = {
+        "mod7-doubling": (1000, {16: [4, 5, 32], 64: [6, 7]}), "pointers": (1000, {4: [3, 4], 16: [8, 16, 20]}),
+    }.get(name, (5000, {5: [2, 16], 8: [8]}))  # fmt: skip
     for n_digits, loops in asked[1].items():
-        for row in sweep(model, TASK, [n_digits], loops, n_chains=asked[0], seed=1):
+        for row in sweep(model, tasks.get(name, TASK), [n_digits], loops, n_chains=asked[0], seed=1):
             n_chains, right = said[n_digits, row["n_loops"]]
             assert row["n_chains"] == n_chains
             assert row["accuracy"] == pytest.approx(right / n_chains, abs=0.01)
