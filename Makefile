@@ -20,7 +20,7 @@ define CREATE
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment test test-coverage test-study test-browser test-colab test-fast test-lowest bench colab-versions lint lab notebooks clean
+.PHONY: help experiment test test-coverage test-study test-browser test-colab test-fast test-lowest test-cuda bench colab-versions lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-study   rerun three rows of the study and compare them with the committed ones (5 to 10 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make test-fast    run the tests alone, as in: make test-fast PYTHON=python3.12; test-lowest: with the lowest versions"
+	@echo "make test-cuda    compare an NVIDIA GPU with the CPU, and time a step there; TORCH_PYTHON names a Python with CUDA's torch"
 	@echo "make bench        measure speed and memory beside a peer and the machine's limit (25 minutes; ARGS names parts)"
 	@echo "make colab-versions  Colab's versions beside those tested; FREEZE=pip-freeze.txt names a newer list of Colab's"
 	@echo "make notebooks    write badges and links, and execute the lessons again"
@@ -59,6 +60,14 @@ test-fast: $(FAST)/created
 
 test-lowest: $(LOWEST)/created
 	$(LOWEST)/bin/python -m pytest -n 2 --disable-warnings $(addprefix --deselect ,$(NOT_LOWEST)) $(ARGS)
+
+# An interpreter that has a CUDA build of torch, and pytest, is taken as it is.
+test-cuda: $(if $(TORCH_PYTHON),,$(VENV)/tests)
+	@$(or $(TORCH_PYTHON),$(IN_VENV)) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	  f"There is no GPU to test on: torch {torch.__version__} sees no CUDA device. Run this where there is one; \
+	TORCH_PYTHON names a Python whose torch was built with CUDA.")'
+	MYTHOS_TEST_DEVICE=cuda PYTHONPATH=. $(or $(TORCH_PYTHON),$(IN_VENV)) -m pytest tests/cuda $(ARGS)
+	PYTHONPATH=. $(or $(TORCH_PYTHON),$(IN_VENV)) benchmarks/on_gpu.py
 
 test-study: $(VENV)/package
 	rm -rf runs/slice
