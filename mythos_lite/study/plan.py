@@ -277,8 +277,8 @@ QUICK_STEPS, QUICK_CHAINS = 60, 100
 def experiment_run(name: str, seed: int, *, experts: bool = False, quick: bool = False) -> Run:
     """The main job: a recipe with its own model, or the one with latent attention and ``experts``.
 
-    ``quick``: in ``QUICK_STEPS`` steps and on few chains, to see that everything runs; warm-up and checkpoint interval
-    shrink in proportion.
+    ``quick``: in ``QUICK_STEPS`` steps and on few chains of at most 32 digits, to see that everything runs; warm-up and
+    checkpoint interval shrink in proportion.
 
     Raises:
         ValueError: for an unknown recipe, a seed that is not one, or experts where the recipe has them already.
@@ -295,7 +295,7 @@ def experiment_run(name: str, seed: int, *, experts: bool = False, quick: bool =
             train, steps=QUICK_STEPS, warmup_steps=round(share * train.warmup_steps), log_every=QUICK_STEPS // 2,
             checkpoint_every=max(1, round(share * train.checkpoint_every)),
         )  # fmt: skip
-        sweeps = tuple(dataclasses.replace(asked, n_chains=QUICK_CHAINS) for asked in sweeps)
+        sweeps = tuple(dataclasses.replace(s, n_chains=QUICK_CHAINS) for s in sweeps if max(s.lengths) <= 32)
     return Run(
         study="experiment",
         rung=rung,

@@ -7,32 +7,32 @@ import sys
 from pathlib import Path
 
 import pytest
+import together as together_script
 
 from mythos_lite.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("together.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(folder, *options):
-    """What ``together.py`` printed, and the files that it left."""
-    told = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "1"}
-    command = [sys.executable, *options, str(SCRIPT), str(folder)]
-    done = subprocess.run(command, env={**os.environ, **told}, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return json.loads(done.stdout.splitlines()[-1]), files
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone"))
+    folder = tmp_path_factory.mktemp("alone")
+    return together_script.main(folder), files(folder)
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("together"), *TORCHRUN)
+    folder = tmp_path_factory.mktemp("together")
+    told = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "1"}
+    command = [sys.executable, *TORCHRUN, together_script.__file__, str(folder)]
+    done = subprocess.run(command, env={**os.environ, **told}, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), files(folder)
 
 
 def test_two_processes_really_share_the_work(alone, together):
