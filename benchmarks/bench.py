@@ -282,46 +282,34 @@ def cache_size() -> list[dict]:
 # ---------------------------------------------------------------- experts
 
 
-class LoopOverPicks(nn.Module):
+def routed(moe: SparseMoE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, T, D) → the experts of each and their weights (B, T, k)."""
+    scores = torch.sigmoid(moe.router(x))
+    chosen = moe.choose(scores)
+    weights = scores.gather(-1, chosen)
+    return chosen, weights / weights.sum(-1, keepdim=True)
+
+
+def loop_over_picks(moe: SparseMoE, x: torch.Tensor) -> torch.Tensor:
     """The peer's dispatch: for each of the k choices and each expert, the tokens that made it."""
-
-    def __init__(self, moe: SparseMoE) -> None:
-        super().__init__()
-        self.moe = moe
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        moe = self.moe
-        scores = torch.sigmoid(moe.router(x))
-        chosen = moe.choose(scores)
-        weights = scores.gather(-1, chosen)
-        weights = weights / weights.sum(-1, keepdim=True)
-        flat, chosen, weights = x.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1)
-        y = torch.zeros_like(flat)
-        for pick in range(chosen.shape[1]):
-            for expert in range(len(moe.gate)):
-                mine = chosen[:, pick] == expert
-                if mine.any():
-                    own = flat[mine]
-                    answer = (F.silu(own @ moe.gate[expert]) * (own @ moe.up[expert])) @ moe.down[expert]
-                    y[mine] += weights[mine, pick].unsqueeze(1) * answer
-        return y.view_as(x) + moe.shared(x)
+    flat, chosen, weights = (tensor.flatten(0, 1) for tensor in (x, *routed(moe, x)))
+    y = torch.zeros_like(flat)
+    for pick in range(chosen.shape[1]):
+        for expert, matrices in enumerate(zip(moe.gate, moe.up, moe.down, strict=True)):
+            mine = chosen[:, pick] == expert
+            if mine.any():
+                gate, up, down = matrices
+                answer = (F.silu(flat[mine] @ gate) * (flat[mine] @ up)) @ down
+                y[mine] += weights[mine, pick].unsqueeze(1) * answer
+    return y.view_as(x) + moe.shared(x)
 
 
-class AllExperts(nn.Module):
+def all_experts(moe: SparseMoE, x: torch.Tensor) -> torch.Tensor:
     """A dense mixture: every expert answers every token."""
-
-    def __init__(self, moe: SparseMoE) -> None:
-        super().__init__()
-        self.moe = moe
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        moe = self.moe
-        scores = torch.sigmoid(moe.router(x))
-        chosen = moe.choose(scores)
-        weights = torch.zeros_like(scores).scatter(-1, chosen, scores.gather(-1, chosen))
-        weights = weights / weights.sum(-1, keepdim=True)
-        answers = (F.silu(x.unsqueeze(2).unsqueeze(3) @ moe.gate) * (x.unsqueeze(2).unsqueeze(3) @ moe.up)) @ moe.down
-        return (answers.squeeze(3) * weights.unsqueeze(-1)).sum(2) + moe.shared(x)
+    chosen, weights = routed(moe, x)
+    of_expert = torch.zeros(*x.shape[:2], len(moe.gate)).scatter(-1, chosen, weights)
+    hidden = F.silu(torch.einsum("btd,edf->btef", x, moe.gate)) * torch.einsum("btd,edf->btef", x, moe.up)
+    return torch.einsum("btef,efd,bte->btd", hidden, moe.down, of_expert) + moe.shared(x)
 
 
 def experts() -> list[dict]:
@@ -332,8 +320,8 @@ def experts() -> list[dict]:
         torch.manual_seed(0)
         moe = SparseMoE(config)
         sides = {"ours": lambda m=moe: m(x)[0].sum().backward()}
-        for name, other in (("loop over picks and experts", LoopOverPicks(moe)), ("dense mixture", AllExperts(moe))):
-            times = alternate({**sides, name: lambda m=other: m(x).sum().backward()}, 7)
+        for name, other in (("loop over picks and experts", loop_over_picks), ("dense mixture", all_experts)):
+            times = alternate({**sides, name: lambda m=moe, f=other: f(m, x).sum().backward()}, 7)
             rows.append(compared(f"{n} experts, top 2, 2,048 tokens", times, 1.0))
             medians[n] = statistics.median(times["ours"])
     growth = medians[64] / medians[8]
@@ -394,16 +382,19 @@ def early_exit() -> list[dict]:
 
 
 def peak_memory(n_loops: int) -> int:
-    """Bytes that a pass adds to the peak of a fresh process."""
+    """Bytes that a pass needs at its peak above what a fresh process holds. Linux alone can set a peak back."""
     code = (
-        "import resource, torch; torch.set_num_threads(1)\n"
+        "import re, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
         "from mythos_lite.training.recipes import recipe; from mythos_lite.training.trainer import build_model\n"
+        "def kilobytes(key): return int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "model = build_model(recipe('fixed')[0], 0).eval(); ids = torch.randint(0, 7, (512, 64))\n"
         "with torch.no_grad():\n"
         "    model(ids[:1], n_loops=2)\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    Path('/proc/self/clear_refs').write_text('5')\n"
+        "    before = kilobytes('VmRSS')\n"
         f"    model(ids, n_loops={n_loops})\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(kilobytes('VmHWM') - before)"
     )
     return 1024 * int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 

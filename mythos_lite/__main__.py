@@ -48,7 +48,6 @@ examples:
   python -m mythos_lite study ladder removal --list
   python -m mythos_lite study final --rungs "GQA with experts" --seeds 0
   python -m mythos_lite study baselines --rungs GRU --seeds 0 --results runs/again --compare results/study
-
   python -m mythos_lite study ladder --shard 3/8    # on the third of eight machines
   torchrun --nproc-per-node 2 -m mythos_lite study final --seeds 7
 

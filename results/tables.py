@@ -221,40 +221,6 @@ def _enough(group: str) -> Column:
     return group, cell
 
 
-def _range_of(key: str) -> Callable[[Entry], str]:
-    return lambda entry: _range(entry[key], ".3g")
-
-
-def _range(values: Sequence[float | None], form: str) -> str:
-    """Lowest and highest of what was measured, and of how many seeds if not of all."""
-    measured = [value for value in values if value is not None]
-    if not measured:
-        return "–"
-    ends = " to ".join(dict.fromkeys(f"{value:{form}}" for value in (min(measured), max(measured))))
-    return ends if len(measured) == len(values) else f"{ends} ({len(measured)} of {len(values)} seeds)"
-
-
-def _overthinking(entry: Entry) -> str:
-    """What the best loop count up to 8 gives, less what 32 give: mean and worst seed."""
-    best = [max(values) for values in zip(*(accuracies(entry, "6–8", t) for t in (1, 2, 4, 6, 8)), strict=True)]
-    lost = [a - b for a, b in zip(best, accuracies(entry, "6–8", 32), strict=True)]
-    mean = f"{sum(lost) / len(lost):+.3f}"
-    return f"{mean} ({max(lost):+.3f})" if len(lost) > 1 else mean
-
-
-def _table(first: str, entries: dict[str, Entry], columns: Sequence[Column]) -> str:
-    lines = [[name, *(cell(entry) for _, cell in columns)] for name, entry in entries.items()]
-    return markdown([first, *(name for name, _ in columns)], lines)
-
-
-_BY_LENGTH = ("2–5", "6–8", "16", "32", "64", "128")
-_FAR = (("6–8", 8), ("6–8", 64), ("16", 16), ("32", 32), ("64", 64), ("128", 128), ("8", 512), ("128", 512))
-_LADDER: tuple[Column, ...] = (
-    ("seeds", _seeds), _at("2–5", 4), *(_at("6–8", loops) for loops in (1, 2, 4, 6, 8)),
-    *(_at(str(n), n) for n in (16, 32, 64, 128)), ("lost at 32 loops", _overthinking),
-)  # fmt: skip
-
-
 def _looped_or_not(group: str, n_loops: int, *, needed: bool = True) -> Column:
     """With so many loops; a model without loops has one answer, which stands where as many as ``needed`` are run."""
 

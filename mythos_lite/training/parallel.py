@@ -68,7 +68,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
     """A number () of each process → their mean, the same in all."""
     if (n := process_count()) == 1:
         return value
-    total = value.detach().double().clone()
+    total = value.double()
     dist.all_reduce(total)
     return (total / n).to(value.dtype)
 
