@@ -102,17 +102,22 @@ class ConvergenceExit:
     it is largest. It must stay at ``tolerance`` or below for ``patience`` loops in a row, because a single quiet loop
     also occurs while information is still on its way. For the same reason all tokens count, not only the one whose
     answer is wanted, and a token that follows others in a cache is run for at least as many loops as they were.
+
+    In a small model reading out costs as much as a loop, or more. With ``every`` the answer is read out after every so
+    many loops, and the changes are those from one read-out to the next.
     """
 
     tolerance: float = 1e-2
     patience: int = 3
+    every: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tolerance", check_number("tolerance", self.tolerance, 0.0, 1.0))
-        object.__setattr__(self, "patience", check_int("patience", self.patience, 1))
+        for name in ("patience", "every"):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 1))
 
     def settled(self, changes: list[float]) -> bool:
-        """Whether to stop, given one change for each loop from the second on. NaN is not quiet.
+        """Whether to stop, given one change for each read-out from the second on. NaN is not quiet.
 
         Any other object with such a method can be an exit policy too.
         """

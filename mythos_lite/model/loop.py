@@ -205,8 +205,10 @@ class RecurrentDepthTransformer(nn.Module):
             trace: also return every loop's state, residual, read-out and routing.
             exit_policy: a ``ConvergenceExit`` or another object with a method ``settled(changes)`` → bool.
                 It is asked after each loop from the second on, and given the largest ``answer_change`` of any token
-                but padding in each of these loops. Where it says yes, the loop stops: the loops run so far become ACT's
-                budget, and in a cache those that were skipped get the keys of the last one that was run.
+                but padding in each of these loops. If it has an ``every``, a whole number from 1, the answer is read
+                out after every so many loops only, and changes are those from one read-out to the next.
+                Where it says yes, the loop stops: the loops run so far become ACT's budget, and in a cache those that
+                were skipped get the keys of the last one that was run.
 
         Raises:
             ValueError: for tokens outside the vocabulary (on a CPU; a GPU stops at them by itself), an empty or too
@@ -220,21 +222,21 @@ class RecurrentDepthTransformer(nn.Module):
         self, token_ids: Tensor, n_loops: int, context: AttentionContext, trace: bool, exit_policy: object | None
     ) -> ModelOutput:
         cache, counted = context.cache, context.counted
-        turns, readouts, changes, logits = [], [], [], None
+        turns, readouts, changes, before = [], [], [], None
+        every = check_int("exit_policy.every", getattr(exit_policy, "every", 1), 1)
         for turn in self._loop(token_ids, n_loops, context):
-            if trace or exit_policy is not None:
-                before, logits = logits, self.read_out(turn.output, context)
+            asked = exit_policy is not None and turn.loop % every == 0
+            logits = self.read_out(turn.output, context) if trace or asked or turn.loop == n_loops else None
             if trace:
                 turns.append(turn)
                 readouts.append(logits)
-            if exit_policy is not None and turn.loop > 1:
+            if asked and before is not None:
                 change = answer_change(logits, before)
                 changes.append((change if counted is None else change.where(counted, 0.0)).max().item())
                 # A token cannot have settled before the tokens that it attends to had.
                 if exit_policy.settled(changes) and (cache is None or turn.loop >= cache.loops_run):
                     break
-        if logits is None:
-            logits = self.read_out(turn.output, context)
+            before = logits if asked else before
         if cache is not None:
             cache.advance(token_ids.shape[1], turn.loop)
         found = None

@@ -683,9 +683,17 @@ def test_impossible_tolerances_are_refused(value):
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])
-def test_impossible_patience_is_refused(value):
-    with pytest.raises(ValueError, match="patience="):
-        ConvergenceExit(patience=value)
+@pytest.mark.parametrize("field", ["patience", "every"])
+def test_impossible_counts_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}="):
+        ConvergenceExit(**{field: value})
+
+
+def test_a_policy_that_asks_at_impossible_loops_is_refused():
+    policy = Fixed(3)
+    policy.every = 0
+    with pytest.raises(ValueError, match="exit_policy.every=0"):
+        make_model()(tokens(), exit_policy=policy)
 
 
 def test_answer_change_is_the_total_variation():
@@ -698,19 +706,30 @@ def test_answer_change_is_the_total_variation():
 @pytest.mark.parametrize("variant", ["gqa dense lti", "additive", "act"])
 @pytest.mark.parametrize("patience", [1, 3])
 @pytest.mark.parametrize("tolerance", [0.0, 0.05, 0.2, 1.0])
-def test_the_exit_comes_after_so_many_quiet_loops_and_no_later(variant, patience, tolerance):
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_the_exit_comes_after_so_many_quiet_loops_and_no_later(variant, patience, tolerance, every):
     model, ids, n_loops = make_model(variant), tokens(), 12
     trace = model(ids, n_loops=n_loops, trace=True).trace
-    shares = trace.logits.softmax(dim=-1)
+    shares = trace.logits[every - 1 :: every].softmax(dim=-1)
     quiet = [0.5 * (b - a).abs().sum(-1).max() <= tolerance for a, b in itertools.pairwise(shares)]
-    ends = [i for i in range(patience, n_loops) if all(quiet[i - patience : i])]
-    expected = ends[0] + 1 if ends else n_loops
-    out = model(ids, n_loops=n_loops, exit_policy=ConvergenceExit(tolerance=tolerance, patience=patience), trace=True)
-    assert out.n_loops == expected
-    assert_close(out.logits, trace.logits[expected - 1])
+    ends = [i for i in range(patience, len(shares)) if all(quiet[i - patience : i])]
+    expected = every * (ends[0] + 1) if ends else n_loops
+    policy = ConvergenceExit(tolerance=tolerance, patience=patience, every=every)
+    for with_trace in (False, True):
+        out = model(ids, n_loops=n_loops, exit_policy=policy, trace=with_trace)
+        assert out.n_loops == expected
+        assert_close(out.logits, trace.logits[expected - 1])
     assert out.trace.states.shape[0] == expected
-    if tolerance == 1.0:
-        assert expected == patience + 1
+    if tolerance == 1.0 and (patience + 1) * every <= n_loops:
+        assert expected == (patience + 1) * every
+
+
+def test_answers_are_read_out_no_more_often_than_asked(monkeypatch):
+    model, ids, calls = make_model(), tokens(), []
+    read_out = model.read_out
+    monkeypatch.setattr(model, "read_out", lambda *given: calls.append(1) or read_out(*given))
+    model(ids, n_loops=12, exit_policy=ConvergenceExit(tolerance=0.0, every=5))
+    assert len(calls) == 3  # after loops 5, 10 and 12
 
 
 # ---------------------------------------------------------------- bfloat16
