@@ -71,9 +71,10 @@ test-cuda: $(if $(TORCH_PYTHON),,$(VENV)/tests)
 	MYTHOS_TEST_DEVICE=cuda PYTHONPATH=. $(or $(TORCH_PYTHON),$(IN_VENV)) -m pytest tests/cuda $(ARGS)
 	PYTHONPATH=. $(or $(TORCH_PYTHON),$(IN_VENV)) benchmarks/on_gpu.py
 
+# Rows whose seeds agree: with the tanh and no more, long chains come out otherwise with every change in rounding.
 test-study: $(VENV)/package
 	rm -rf runs/slice
-	$(IN_VENV) -m mythos_lite study ladder removal --rungs "as published" "+ tanh on the state" "experts not balanced" --seeds 0 --results runs/slice --compare results/study
+	$(IN_VENV) -m mythos_lite study ladder removal --rungs "as published" "+ loss from the needed loop on, one digit too" "experts not balanced" --seeds 0 --results runs/slice --compare results/study
 
 test-browser: $(VENV)/tests
 	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }
