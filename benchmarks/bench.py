@@ -371,7 +371,8 @@ def early_exit() -> list[dict]:
             used[name] += out.n_loops
             right[name] += int(out.logits[0, -1].argmax() == answer)
 
-    sides = {"early exit": lambda: run("exit", ConvergenceExit(every=4, patience=1)), "all 64 loops": lambda: run("budget", None)}
+    policy = ConvergenceExit(every=4, patience=1)
+    sides = {"early exit": lambda: run("exit", policy), "all 64 loops": lambda: run("budget", None)}
     times = alternate(sides, 3, 1)
     saved, lost = used["budget"] / used["exit"], (right["budget"] - right["exit"]) / len(asked)
     return [

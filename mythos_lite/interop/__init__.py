@@ -1,1 +1,1 @@
-"""Ways out of the notebook: other libraries' files, numbers of fewer bits, fine-tuning. The core imports nothing here."""
+"""Ways out of the notebook: files of other libraries, fewer bits, fine-tuning. The core imports nothing from here."""

@@ -692,7 +692,7 @@ def test_impossible_counts_are_refused(field, value):
 def test_a_policy_that_asks_at_impossible_loops_is_refused():
     policy = Fixed(3)
     policy.every = 0
-    with pytest.raises(ValueError, match="exit_policy.every=0"):
+    with pytest.raises(ValueError, match=r"exit_policy\.every=0"):
         make_model()(tokens(), exit_policy=policy)
 
 
