@@ -34,7 +34,7 @@ help:
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make test-fast    run the tests alone, as in: make test-fast PYTHON=python3.12; test-lowest: with the lowest versions"
 	@echo "make test-cuda    compare an NVIDIA GPU with the CPU, and time a step there; TORCH_PYTHON names a Python with CUDA's torch"
-	@echo "make bench        measure speed and memory beside a peer and the machine's limit (25 minutes; ARGS names parts)"
+	@echo "make bench        measure speed and memory beside a peer and the machine's limit (5 minutes; ARGS names parts)"
 	@echo "make colab-versions  Colab's versions beside those tested; FREEZE=pip-freeze.txt names a newer list of Colab's"
 	@echo "make notebooks    write badges and links, and execute the lessons again"
 	@echo "make lint         check style only"

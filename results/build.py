@@ -21,6 +21,7 @@ import figures  # noqa: E402
 import pooling  # noqa: E402
 import tables  # noqa: E402
 
+from benchmarks import bench  # noqa: E402
 from mythos_lite.files.atomic import write_files  # noqa: E402
 from mythos_lite.lessons import summary  # noqa: E402
 from mythos_lite.measure.plots import to_png  # noqa: E402
@@ -39,6 +40,8 @@ def built() -> dict[Path, bytes]:
     dense = [record for record in single if "experts" not in record["rung"]]
     made["sizes"] = tables.sizes_table()
     made["spans"] = tables.spans_table(json.loads((FOLDER / "spans.json").read_text(encoding="utf-8"))["rows"])
+    measured = json.loads(bench.RESULT.read_text(encoding="utf-8"))["parts"]
+    made["bench"] = bench.shown([row for part in measured.values() for row in part["rows"]]) + "\n"
     made |= {"recipes": seed_tables(dense, per_seed=False), "recipes, each seed": seed_tables(single, per_seed=True)}
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
