@@ -18,7 +18,7 @@ ROOMS = {
     "files": ["json_files", "atomic", "provenance", "checkpoint"],
     "model": ["modes", "layers", "cache", "attention", "moe", "block", "injection", "halting", "dilation", "loop"],
     "task": ["chains", "pointers", "loss"],
-    "measure": ["cost", "spectral", "sweep", "left_to_right", "plots"],
+    "measure": ["cost", "hooks", "spectral", "sweep", "left_to_right", "plots"],
     "training": ["recipes", "parallel", "state", "trainer"],
     "study": [
         "baselines", "cures", "run", "depth", "overthinking", "plan", "records", "workers", "report", "experiment",
