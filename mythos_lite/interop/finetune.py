@@ -10,7 +10,8 @@ name here       symbol and source
 
 The embedding is trained whole: it is small, and where the modulus is another one, other digits mean the same. What is
 no ``nn.Linear`` stays as it is, frozen and in full precision: norms, injection, the latent attention's ``key_up`` and
-``value_up``, and the routed experts, whose weights are one tensor for all.
+``value_up``, and the routed experts, whose weights are one tensor for all. With 4 bits, so do linear layers whose
+number of inputs is no multiple of ``BLOCK``; they get adapters like the others.
 
 The loss is over the needed loop and those after it (``task.loss``), so that the model goes on to longer chains.
 """
@@ -39,9 +40,12 @@ MOST_DIGITS = 16
 """Longer chains take many loops in training, and are what a model that has learned the rule on shorter ones can do."""
 LOOPS = (1, 2, 4, 8, 16)
 RANK = 1
+BLOCK = 64
+"""Weights of a row that share a scale in NF4."""
 STEPS = 400
 
 
+@own_derivatives()
 def finetune(
     data: str | os.PathLike, out: str | os.PathLike, *, base: str | os.PathLike = "mod7", bits: int = 32,
     steps: int = STEPS, seed: int = 0, say: Callable[[str], None] = lambda line: None,
@@ -65,13 +69,16 @@ def finetune(
     """
     if bits not in (4, 32):
         reject("bits", bits, "it must be 4 or 32")
+    for library in ("peft", "bitsandbytes") if bits == 4 else ("peft",):
+        need(library)
     if not os.fspath(out) or any((Path(out) / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
         reject("out", os.fspath(out), "name a folder that holds no checkpoint yet")
     model, task = _open_base(base)
+    if bits == 4 and not _whole_blocks(model):
+        reject("bits", bits, f"no layer of {base} has a multiple of {BLOCK} inputs, as NF4 needs; use 32")
     chains = read_chains(data, task.n_symbols, min(MOST_DIGITS, model.config.max_seq_len - 2))
     config = _train_config(model, max(map(len, chains)), steps, seed)
     trained_on, held_out = split_chains(chains, config.seed)
-    need("peft"), bits == 4 and need("bitsandbytes")
     with only_writer(make_folder(out)):
         n_parameters = model.n_parameters()
         adapted = adapt(model, bits, config.seed)
@@ -122,23 +129,28 @@ def adapt(model: RecurrentDepthTransformer, bits: int, seed: int) -> nn.Module:
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=sorted(linear), modules_to_save=["embedding"])
     with initial_weights(seed):
         if bits == 4:
-            for name, part in linear.items():
-                model.set_submodule(name, _in_four_bits(part))
+            for name in _whole_blocks(model):
+                model.set_submodule(name, _in_four_bits(linear[name]))
             model.is_loaded_in_4bit = True  # where peft looks
         return peft.get_peft_model(model, config)
 
 
+def _whole_blocks(model: RecurrentDepthTransformer) -> list[str]:
+    """Layers that can be held in NF4: others come back wrong from version 0.50 of ``bitsandbytes`` on a CPU."""
+    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    return [name for name, part in linear if part.in_features % BLOCK == 0]
+
+
 def _in_four_bits(linear: nn.Linear) -> nn.Linear:
-    """The layer in NF4, 64 weights to a scale."""
+    """The layer in NF4."""
     size, bias = (linear.in_features, linear.out_features), linear.bias is not None
     layer = need("bitsandbytes").nn.Linear4bit(*size, bias=bias, compute_dtype=torch.float32, quant_type="nf4")
     layer.load_state_dict(linear.state_dict())
-    # In evaluation it would compute in bfloat16 on some processors, and fail there on layers narrower than 64.
+    # Else it computes in bfloat16 on some processors, in evaluation only.
     layer.support_avx512bf16_for_cpu = False
     return layer.to("cpu")  # which is when it quantizes
 
 
-@own_derivatives()
 def train_adapters(model: RecurrentDepthTransformer, data: Batch, config: TrainConfig) -> None:
     """Train what takes a gradient, on batches drawn from ``data``; ``NonFiniteError`` when it blows up."""
     optimizer = make_optimizer(model, config)
