@@ -55,6 +55,20 @@ Each run is written when it ends. After an interruption the same command goes on
 saved step.
 """
 
+FINETUNE_EXAMPLES = """\
+examples:
+  python -m mythos_lite finetune --data my.csv
+  python -m mythos_lite finetune --data my.csv --bits 4 --seed 3 --out runs/my-rule
+
+my.csv has the columns chain,answer:
+
+  chain,answer
+  3 5 1,4
+  6 2,3
+
+Digits may stand together (351), but spreadsheets take the zero from 051. What is written is an ordinary checkpoint.
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -62,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_add_experiment, _add_study, _add_grade, _add_table):
+    for add in (_add_experiment, _add_study, _add_grade, _add_table, _add_finetune):
         add(commands)
     return parser
 
@@ -129,6 +143,27 @@ def _add_table(commands: argparse._SubParsersAction) -> None:
     table.add_argument("files", nargs="+", metavar="FILE", help="records, such as the sweep.json of finished runs")
 
 
+def _add_finetune(commands: argparse._SubParsersAction) -> None:
+    tune = commands.add_parser(
+        "finetune", help="teach a trained model another rule from a CSV file, training a few per cent of its numbers",
+        description="Train low-rank adapters (LoRA) on your chains and answers, and merge them into the model. Needs "
+        "pip install 'mythos-lite[out]'.",
+        epilog=FINETUNE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    tune.set_defaults(do=_finetune, place=lambda args: _tuned_folder(args))
+    tune.add_argument("--data", required=True, metavar="CSV", help="the chains, digits 0 to 6, and their answers")
+    what = "a checkpoint of digit chains, by folder or shipped name (default: %(default)s)"
+    tune.add_argument("--base", default="mod7", help=what)
+    what = "4 holds the base in four bits (NF4) while it is adapted (QLoRA); 32 is plain LoRA (default: %(default)s)"
+    tune.add_argument("--bits", type=int, default=32, help=what)
+    tune.add_argument("--steps", type=int, default=400, help="of training (default: %(default)s)")
+    what = "adapters, batches and the tenth that is held out follow from it (default: %(default)s)"
+    tune.add_argument("--seed", type=int, default=0, help=what)
+    tune.add_argument("--out", metavar="DIR", help="where to write (default: runs/finetune-CSV-seedN)")
+    what = f"CPU threads, 1 to {MOST_AT_ONCE} here (default: %(default)s)"
+    tune.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help=what)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks and return the exit status.
 
@@ -151,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             named = error if error.filename or not error.errno else f"{error}: {args.place(args)!r}"
             print(f"error: {named}", file=sys.stderr)
             return 2
-        except (ValueError, NonFiniteError) as error:
+        except (ValueError, NonFiniteError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
 
@@ -241,7 +276,7 @@ def _what_now(args: argparse.Namespace | None) -> str:
     if command == "experiment":
         saved = (_folder(args) / STATE_FILE).exists()
         return f"; {'the same command goes on from the last saved step' if saved else 'nothing had been saved yet'}"
-    return ""
+    return "; nothing was saved" if command == "finetune" else ""
 
 
 def _run(args: argparse.Namespace) -> Run:
@@ -257,6 +292,20 @@ def _experiment(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     with process_group(find_device(args.device)):
         run_experiment(_run(args), args.out, args.device, say=print if is_first() else lambda _: None)
+    return 0
+
+
+def _tuned_folder(args: argparse.Namespace) -> str:
+    return f"runs/finetune-{Path(args.data).stem}-seed{args.seed}" if args.out is None else args.out
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from mythos_lite.interop.finetune import finetune  # here, because the core needs none of its libraries
+
+    check_int("threads", args.threads, 1, MOST_AT_ONCE)
+    torch.set_num_threads(args.threads)
+    out, options = _tuned_folder(args), {"base": args.base, "bits": args.bits, "steps": args.steps, "seed": args.seed}
+    finetune(args.data, out, **options, say=print)
     return 0
 
 
