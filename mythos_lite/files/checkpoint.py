@@ -24,6 +24,8 @@ from mythos_lite.files.atomic import make_folder, write_files
 from mythos_lite.files.json_files import parse_json
 
 FORMAT = "mythos-lite"
+TENSORS = "pt"
+"""What other libraries want to read in the metadata of weights that are PyTorch's. Earlier versions wrote FORMAT."""
 VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -48,18 +50,29 @@ def shipped_names() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / CONFIG_FILE).is_file())
 
 
-def write_checkpoint(folder: str | os.PathLike, config: ModelConfig, tensors: dict[str, Tensor], notes: dict) -> Path:
-    """Write configuration, tensors and ``notes`` into ``folder``; return it."""
+def write_checkpoint(
+    folder: str | os.PathLike, config: ModelConfig, tensors: dict[str, Tensor], notes: dict,
+    more: dict | None = None, beside: dict[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Write configuration, tensors and ``notes`` into ``folder``; return it.
+
+    ``more`` are further entries of ``config.json`` and ``beside`` further files, by name, for other libraries; whoever
+    opens the checkpoint does not read them.
+    """
     if flaw := find_flaw(tensors):
         raise ValueError(f"{flaw}; nothing was written")
     try:
         content = {"format": FORMAT, "version": VERSION, "model": config.to_dict(), "notes": _plain_values(notes)}
+        content = {**(more or {}), **content}
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"notes must be values that JSON can hold ({error}); nothing was written") from error
-    metadata = {"format": FORMAT, "version": str(VERSION), "config": _fingerprint(json.loads(text)), CONFIG_FILE: text}
+    fingerprint = _fingerprint(json.loads(text))
+    metadata = {"format": TENSORS, "version": str(VERSION), "config": fingerprint, CONFIG_FILE: text}
     folder = make_folder(folder)
-    write_files({folder / WEIGHTS_FILE: pack(tensors, metadata), folder / CONFIG_FILE: text.encode()})
+    files = {WEIGHTS_FILE: pack(tensors, metadata), CONFIG_FILE: text.encode()}
+    files |= {name: content.encode() for name, content in (beside or {}).items()}
+    write_files({folder / name: content for name, content in files.items()})
     return folder
 
 
@@ -122,7 +135,7 @@ def open_checkpoint(folder_or_name: str | os.PathLike) -> Checkpoint:
     path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     for wait in (0.05, 0.05, 0.0):  # somebody who saves may be between the two files
         tensors, metadata = unpack(weights)
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in (FORMAT, TENSORS):
             raise CheckpointError(f"{weights} was not written by {FORMAT}")
         carried = metadata.get(CONFIG_FILE)  # earlier versions wrote none
         where = path if carried is None or path.exists() else weights

@@ -43,9 +43,10 @@ BLOCK = 128
 class AttentionContext(NamedTuple):
     """What all layers of one forward pass share: rotary tables of the new tokens, who sees whom, and the cache."""
 
-    cos: Tensor  # (T, 1, rotary_dim)
-    sin: Tensor  # (T, 1, rotary_dim)
-    mask: Tensor | None  # (T, S) bool, True where a query sees a key; None where the next two fields say it all
+    cos: Tensor  # (T, 1, rotary_dim), or (B, T, 1, rotary_dim) where sequences stand at different positions
+    sin: Tensor  # as cos
+    mask: Tensor | None
+    """(T, S) or (B, 1, T, S) bool, True where a query sees a key; None where the next two fields say it all."""
     causal: bool  # the plain causal triangle, which the kernel masks by itself
     window: int | None = None  # attend in blocks, where a mask of all pairs would be too large
     cache: Cache | None = None  # what earlier tokens left for these
@@ -83,7 +84,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext,
     """
     if query.shape[2] == 1 and key.shape[1] != query.shape[1]:  # heads of one group, as if they were positions
         query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, H / K, d)
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=options.get("scale"))
+        mixed = F.scaled_dot_product_attention(query, key, value, context.mask, scale=options.get("scale"))
         return mixed.flatten(1, 2).unsqueeze(2)
     if context.window is None:
         return F.scaled_dot_product_attention(query, key, value, context.mask, is_causal=context.causal, **options)

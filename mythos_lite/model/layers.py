@@ -41,9 +41,9 @@ class SwiGLU(nn.Module):
 
 
 def rotary_tables(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Positions (T,) → cosines and signed sines, each (T, 1, dim), float32, as ``apply_rotary`` takes them."""
+    """Positions (…, T) → cosines and signed sines, each (…, T, 1, dim), float32, as ``apply_rotary`` takes them."""
     frequencies = theta ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
-    angles = positions.float().unsqueeze(1).unsqueeze(2) * frequencies
+    angles = positions.float()[..., None, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

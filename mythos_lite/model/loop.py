@@ -144,9 +144,10 @@ class RecurrentDepthTransformer(nn.Module):
             ValueError: as ``forward``, at the call; only tokens outside the vocabulary are found at the first turn.
         """
         n_loops = self.check_input(token_ids, n_loops, cache)
-        return self._loop(token_ids, n_loops, self._context(token_ids, cache))
+        return self.turns(token_ids, n_loops, self._context(token_ids, cache))
 
-    def _loop(self, token_ids: Tensor, n_loops: int, context: AttentionContext) -> Iterator[LoopStep]:
+    def turns(self, token_ids: Tensor, n_loops: int, context: AttentionContext) -> Iterator[LoopStep]:
+        """``loop`` for tokens that have been checked, in a context of the caller's."""
         act = ActState(self.config.act_threshold) if self.halting is not None else None
         h = e = self.encode(token_ids, context)
         given = self.injection.given(e)
@@ -224,7 +225,7 @@ class RecurrentDepthTransformer(nn.Module):
         cache, counted = context.cache, context.counted
         turns, readouts, changes, before = [], [], [], None
         every = check_int("exit_policy.every", getattr(exit_policy, "every", 1), 1)
-        for turn in self._loop(token_ids, n_loops, context):
+        for turn in self.turns(token_ids, n_loops, context):
             asked = exit_policy is not None and turn.loop % every == 0
             logits = self.read_out(turn.output, context) if trace or asked or turn.loop == n_loops else None
             if trace:
@@ -266,7 +267,7 @@ class RecurrentDepthTransformer(nn.Module):
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 0)
         n_loops = self.check_input(prompt_ids, n_loops, None, exit_policy)
         self._check_unpadded(prompt_ids)
-        self._check_length(n_tokens := prompt_ids.shape[1] + max_new_tokens)
+        self.check_length(n_tokens := prompt_ids.shape[1] + max_new_tokens)
         cache = None if self.config.dilated else Cache(n_tokens)
         if cache is not None:
             cache.begin(self.config, prompt_ids.shape[0], n_loops)
@@ -360,7 +361,7 @@ class RecurrentDepthTransformer(nn.Module):
             raise ValueError(f"exit_policy must have a method settled, like ConvergenceExit(), not be {exit_policy!r}")
         if cache is not None and not isinstance(cache, Cache):
             raise ValueError(f"cache must be a Cache or None, not {cache!r}")
-        self._check_length(token_ids.shape[1] + (cache.length if cache is not None else 0))
+        self.check_length(token_ids.shape[1] + (cache.length if cache is not None else 0))
         if cache is not None:
             if self.config.dilated:
                 raise ValueError("a dilated window reads states of all earlier positions; such a model keeps no cache")
@@ -376,7 +377,8 @@ class RecurrentDepthTransformer(nn.Module):
                 "lengths one by one"
             )
 
-    def _check_length(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
+        """Reject more tokens than ``max_seq_len``."""
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens are more than max_seq_len={self.config.max_seq_len} of this model")
 
