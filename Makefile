@@ -9,6 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 COLAB := .venv-colab-$(VERSION)
 FAST := .venv-fast-$(VERSION)
 LOWEST := .venv-lowest-$(VERSION)
+OUT := .venv-out
 
 # One peer is compared in the form that the transformers of constraints.txt give it, and what autograd keeps is counted for
 # the torch of constraints.txt.
@@ -22,7 +23,7 @@ define CREATE
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment test test-coverage test-study test-browser test-colab test-fast test-lowest test-cuda bench colab-versions lint lab notebooks clean
+.PHONY: help experiment test test-coverage test-study test-browser test-colab test-fast test-lowest test-cuda test-out bench colab-versions lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
@@ -34,6 +35,7 @@ help:
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make test-fast    run the tests alone, as in: make test-fast PYTHON=python3.12; test-lowest: with the lowest versions"
 	@echo "make test-cuda    compare an NVIDIA GPU with the CPU, and time a step there; TORCH_PYTHON names a Python with CUDA's torch"
+	@echo "make test-out     run the tests of mythos_lite.interop with the libraries that they need, and the appendix"
 	@echo "make bench        measure speed and memory beside a peer and the machine's limit (5 minutes; ARGS names parts)"
 	@echo "make colab-versions  Colab's versions beside those tested; FREEZE=pip-freeze.txt names a newer list of Colab's"
 	@echo "make notebooks    write badges and links, and execute the lessons again"
@@ -75,6 +77,10 @@ test-cuda: $(if $(TORCH_PYTHON),,$(VENV)/tests)
 test-study: $(VENV)/package
 	rm -rf runs/slice
 	$(IN_VENV) -m mythos_lite study ladder removal --rungs "as published" "+ loss from the needed loop on, one digit too" "experts not balanced" --seeds 0 --results runs/slice --compare results/study
+
+test-out: $(OUT)/created
+	$(OUT)/bin/python -m pytest -n 2 tests/interop $(ARGS)
+	$(if $(ARGS),,$(OUT)/bin/python tests/colab/lessons.py appendix)
 
 test-browser: $(VENV)/tests
 	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }
@@ -127,6 +133,12 @@ $(FAST)/created: requirements.txt pyproject.toml constraints.txt
 	$(CREATE)
 	@echo "Installing what the tests need (torch is large; this can take some minutes)"
 	@$(@D)/bin/python $(INSTALL) --constraint constraints.txt --requirement requirements.txt --editable ".[test]"
+	@touch $@
+
+$(OUT)/created: requirements.txt pyproject.toml constraints.txt
+	$(CREATE)
+	@echo "Installing libraries that run models elsewhere (torch is large; this can take some minutes)"
+	@$(@D)/bin/python $(INSTALL) --constraint constraints.txt --requirement requirements.txt --editable ".[test,out]"
 	@touch $@
 
 # What needs newer versions of the lowest is left open.

@@ -15,7 +15,8 @@ from typing import TextIO
 import torch
 
 from mythos_lite import __version__
-from mythos_lite.checks import NonFiniteError, check_int
+from mythos_lite.checks import NonFiniteError, check_choice, check_int
+from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.study.experiment import run_experiment, run_folder
 from mythos_lite.study.plan import STUDIES, chosen_runs, experiment_run
 from mythos_lite.study.records import check_together, disagreements, find_record, read_record
@@ -28,6 +29,7 @@ from mythos_lite.training.state import STATE_FILE
 from mythos_lite.training.trainer import find_device
 
 STDOUT = "standard output"
+FORMATS = ("transformers", "onnx", "gguf")
 
 _RECIPES = "\n".join(f"  {name:<10} {recipe.help}" for name, recipe in RECIPES.items())
 EXPERIMENT_EXAMPLES = f"""\
@@ -69,6 +71,13 @@ my.csv has the columns chain,answer:
 Digits may stand together (351), but spreadsheets take the zero from 051. What is written is an ordinary checkpoint.
 """
 
+EXPORT_EXAMPLES = """\
+examples:
+  python -m mythos_lite export transformers mod7 runs/mod7-hf     # a folder; loads here and in transformers
+  python -m mythos_lite export onnx mod7 mod7.onnx                # the loop count is an input
+  python -m mythos_lite export gguf my-folder my.gguf --loops 8   # for llama.cpp; few models fit, the others learn why
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -76,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_add_experiment, _add_study, _add_grade, _add_table, _add_finetune):
+    for add in (_add_experiment, _add_study, _add_grade, _add_table, _add_finetune, _add_export):
         add(commands)
     return parser
 
@@ -147,7 +156,7 @@ def _add_finetune(commands: argparse._SubParsersAction) -> None:
     tune = commands.add_parser(
         "finetune", help="teach a trained model another rule from a CSV file, training a few per cent of its numbers",
         description="Train low-rank adapters (LoRA) on your chains and answers, and merge them into the model. Needs "
-        "pip install 'mythos-lite[out]'.",
+        "the library peft, and bitsandbytes for four bits.",
         epilog=FINETUNE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     tune.set_defaults(do=_finetune, place=lambda args: _tuned_folder(args))
@@ -162,6 +171,20 @@ def _add_finetune(commands: argparse._SubParsersAction) -> None:
     tune.add_argument("--out", metavar="DIR", help="where to write (default: runs/finetune-CSV-seedN)")
     what = f"CPU threads, 1 to {MOST_AT_ONCE} here (default: %(default)s)"
     tune.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help=what)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    out = commands.add_parser(
+        "export", help="write a model as a file that other programs run",
+        description="Write a checkpoint for transformers, as one ONNX file, or as GGUF for llama.cpp.",
+        epilog=EXPORT_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    out.set_defaults(do=_export, place=lambda args: args.out)
+    out.add_argument("format", metavar="FORMAT", help=f"one of {', '.join(FORMATS)}")
+    out.add_argument("model", metavar="MODEL", help="a checkpoint, by folder or shipped name")
+    out.add_argument("out", metavar="OUT", help="the file to write; for transformers, the folder")
+    what = "gguf alone: the loop count that the file says (default: the model's); who loads it may say another"
+    out.add_argument("--loops", type=int, metavar="N", help=what)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -306,6 +329,22 @@ def _finetune(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     out, options = _tuned_folder(args), {"base": args.base, "bits": args.bits, "steps": args.steps, "seed": args.seed}
     finetune(args.data, out, **options, say=print)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    check_choice("FORMAT", args.format, FORMATS)
+    if args.loops is not None and args.format != "gguf":
+        raise ValueError(f"--loops is for gguf: {args.format} takes the loop count where the model is called")
+    model = RecurrentDepthTransformer.from_pretrained(args.model)
+    if args.format == "transformers":
+        from mythos_lite.interop.hf import export_transformers as export
+    elif args.format == "onnx":
+        from mythos_lite.interop.onnx import export_onnx as export
+    else:
+        from mythos_lite.interop.gguf import export_gguf as export
+    options = {} if args.loops is None else {"n_loops": args.loops}
+    print(f"written to {export(model, args.out, **options)}")
     return 0
 
 

@@ -81,7 +81,7 @@ if "mythos_lite.lessons.session" not in sys.modules:  # the first time: nothing 
 
 from mythos_lite.lessons import built, check, compare, explore, facts, predict, show, show_table, start
 
-device = start({number})  # or start({number}, theme="dark"), for figures on a dark page'''
+device = start({lesson})  # or start({lesson}, theme="dark"), for figures on a dark page'''
 INSTALL = '''
 def install():
     """Have pip install the package alone; return where Python looks for packages."""
@@ -159,6 +159,16 @@ def package_commit() -> str | None:
     return git("log", "-1", "--format=%H", *parts) or None
 
 
+def every(manifest: dict) -> list[dict]:
+    """The lessons, and the appendix behind them."""
+    return [*manifest["lessons"], manifest["appendix"]]
+
+
+def label(lesson: dict) -> str:
+    """What a lesson is called: "1" to "6", or "A"."""
+    return lesson["file"].partition("_")[0].lstrip("0")
+
+
 def notebook_path(lesson: dict) -> Path:
     return FOLDER / f"{lesson['file']}.ipynb"
 
@@ -170,7 +180,7 @@ def colab_url(manifest: dict, lesson: dict) -> str:
 
 
 def navigation(manifest: dict, index: int) -> str:
-    lessons, links = manifest["lessons"], []
+    lessons, links = every(manifest), []
     if index:
         links.append(f"← [{lessons[index - 1]['title']}]({lessons[index - 1]['file']}.ipynb)")
     links.append("[glossary](glossary.md)")
@@ -187,21 +197,23 @@ def in_colab(manifest: dict, lesson: dict, carried: bool) -> str:
 
 
 def header(manifest: dict, index: int, carried: bool) -> str:
-    lesson = manifest["lessons"][index]
+    lesson = every(manifest)[index]
     learn = "\n".join(f"- {item}" for item in lesson["learn"])
     minutes = lesson["minutes"]
+    effort = "read and to build, and half an hour more for the hardest exercise"
+    effort = "read" if lesson is manifest["appendix"] else effort
     return (
-        f"# {index + 1}. {lesson['title']}\n\n"
+        f"# {label(lesson)}. {lesson['title']}\n\n"
         f"**What you will learn**\n\n{learn}\n\n"
         f"**Prerequisites:** {lesson['prerequisites']}\n\n"
-        f"**Time:** about {lesson['reading']} minutes to read and to build, and half an hour more for the hardest "
-        f"exercise; its cells run in about {minutes} minute{'s' if minutes > 1 else ''} on a CPU.\n\n"
+        f"**Time:** about {lesson['reading']} minutes to {effort}; its cells run in about {minutes} "
+        f"minute{'s' if minutes > 1 else ''} on a CPU.\n\n"
         f"{in_colab(manifest, lesson, carried)}"
         f"{navigation(manifest, index)}"
     )
 
 
-def setup_cell(manifest: dict, number: int, carried: bool) -> str:
+def setup_cell(manifest: dict, index: int, carried: bool) -> str:
     """The cell that finds the package: installed, in a clone, carried, from the repository; the last two if any."""
     repository, at = manifest["repository"], f"@{manifest['commit']}" if manifest["commit"] else ""
     ways, places = ["installed", "in a clone"], ["find(*sys.path)", 'find("..")']
@@ -218,7 +230,7 @@ def setup_cell(manifest: dict, number: int, carried: bool) -> str:
         failed.append(f"pip could not install it from github.com/{repository}")
     sentence = f"The package mythos_lite is {', and '.join(failed)}: {advice}."
     return SETUP.format(
-        number=number,
+        lesson=index + 1 if index < len(manifest["lessons"]) else f'"{label(manifest["appendix"])}"',
         ways=", ".join(ways),
         places=" or ".join(places),
         failure="\n".join(f"        {json.dumps(line)}" for line in wrapped(sentence)),
@@ -238,7 +250,7 @@ def shared_cells(manifest: dict, index: int, carried: bool = False) -> dict[str,
     """Source of the cells that this script writes, by cell id; ``carried`` if the file is to carry the package."""
     return {
         "header": header(manifest, index, carried),
-        "setup": setup_cell(manifest, index + 1, carried),
+        "setup": setup_cell(manifest, index, carried),
         "footer": navigation(manifest, index),
     }
 
@@ -307,7 +319,7 @@ def exercise_table(manifest: dict) -> str:
 def colab_links(manifest: dict) -> str:
     table, how = lesson_table(manifest), [UPLOAD, ""]
     if manifest["repository"]:
-        links = [f"[open in Colab]({colab_url(manifest, lesson)})" for lesson in manifest["lessons"]]
+        links = [f"[open in Colab]({colab_url(manifest, lesson)})" for lesson in every(manifest)]
         rows = zip(table.splitlines(), ["", "---", *links], strict=True)
         table, how = "".join(f"{row} {link} |\n" for row, link in rows), []
     said = "Written by `notebooks/build.py` from `notebooks/lessons.json`; the cells' minutes are of a CPU."
@@ -317,16 +329,16 @@ def colab_links(manifest: dict) -> str:
 def lesson_table(manifest: dict) -> str:
     """The lessons as README lists them."""
     rows = [
-        f"| {index} | [{one['title']}](notebooks/{one['file']}.ipynb) | {one['summary']} | {one['reading']} | "
+        f"| {label(one)} | [{one['title']}](notebooks/{one['file']}.ipynb) | {one['summary']} | {one['reading']} | "
         f"{one['minutes']} |"
-        for index, one in enumerate(manifest["lessons"], start=1)
+        for one in every(manifest)
     ]
     return "\n".join(["| | lesson | | your minutes | its cells' |", "| --- | --- | --- | --- | --- |", *rows, ""])
 
 
 def write_shared(manifest: dict) -> None:
     """Put the shared cells into the notebooks, the table into README; write ``colab_links.md`` and ``exercises.md``."""
-    for index, lesson in enumerate(manifest["lessons"]):
+    for index, lesson in enumerate(every(manifest)):
         path = notebook_path(lesson)
         notebook = nbformat.read(path, as_version=4)
         shared = shared_cells(manifest, index) | solution_cells(index)
@@ -370,11 +382,11 @@ def write(path: Path, notebook: nbformat.NotebookNode) -> None:
     nbformat.write(notebook, path)
 
 
-def carried_files(notebook: nbformat.NotebookNode, number: int) -> list[Path]:
+def carried_files(notebook: nbformat.NotebookNode, lesson: str) -> list[Path]:
     """The licence and the package, without other lessons' diagrams; of the shipped checkpoints only those that the
     lesson or its exercises name, without their cards, and the study's summary only where it is read."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    sources.append((PACKAGE / "lessons" / f"lesson{number:02}.py").read_text(encoding="utf-8"))
+    sources += [path.read_text(encoding="utf-8") for path in PACKAGE.glob(f"lessons/lesson0{lesson}.py")]
     unused = {
         folder
         for folder in (PACKAGE / "checkpoints").iterdir()
@@ -383,7 +395,7 @@ def carried_files(notebook: nbformat.NotebookNode, number: int) -> list[Path]:
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and not unused & set(path.parents)}
     caches = {path for path in files if re.search(r"/(__pycache__|\.)", f"/{path.relative_to(PACKAGE).as_posix()}")}
     cards = {path for path in files if path.name == "MODEL_CARD.md"}  # for people who look for models, not for lessons
-    drawn = {path for path in files if path.match("lessons/diagrams0*.py") and path.name != f"diagrams{number:02}.py"}
+    drawn = {path for path in files if path.match("lessons/diagrams0*.py") and path.name != f"diagrams0{lesson}.py"}
     unread = set() if any("load_summary" in source for source in sources) else {PACKAGE / "lessons" / "summary.json"}
     return sorted({ROOT / "LICENSE", *files - caches - cards - drawn - unread})
 
@@ -403,8 +415,9 @@ def pack(files: list[Path]) -> str:
 
 def standalone(manifest: dict, index: int) -> nbformat.NotebookNode:
     """A lesson without outputs that carries the package and the glossary, and links to no file beside it."""
-    notebook = nbformat.read(notebook_path(manifest["lessons"][index]), as_version=4)
-    packed = pack(carried_files(notebook, index + 1))
+    lesson = every(manifest)[index]
+    notebook = nbformat.read(notebook_path(lesson), as_version=4)
+    packed = pack(carried_files(notebook, label(lesson)))
     source = CARRIED.format(packed=packed, sha256=hashlib.sha256(packed.encode()).hexdigest())
     glossary = (FOLDER / "glossary.md").read_text(encoding="utf-8").rstrip()
     notebook.cells.append(nbformat.v4.new_markdown_cell(glossary, id="glossary"))
@@ -426,7 +439,7 @@ def write_standalone(manifest: dict, folder: Path) -> None:
     if folder.resolve() == FOLDER:
         sys.exit(f"error: {folder} holds the lessons themselves; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for index, lesson in enumerate(manifest["lessons"]):
+    for index, lesson in enumerate(every(manifest)):
         path = folder / notebook_path(lesson).name
         nbformat.write(standalone(manifest, index), path)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
@@ -478,15 +491,15 @@ def main() -> None:
     if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         sys.exit(f"error: repository={repository!r} is not possible: it must be OWNER/NAME")
     known = {"repository": repository, "commit": package_commit() if repository else None}
-    manifest = {**known, "lessons": manifest["lessons"]}
+    manifest = {**manifest, **known}
     if args.standalone:
         return write_standalone(manifest, args.standalone)
     MANIFEST.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_shared(manifest)
-    numbers = [lesson["file"][:2] for lesson in manifest["lessons"]]
+    numbers = [lesson["file"].partition("_")[0] for lesson in every(manifest)]
     if unknown := set(args.run) - {*numbers, "all"}:
         sys.exit(f"error: there is no lesson {sorted(unknown)[0]!r}; there are {', '.join(numbers)}")
-    for number, lesson in zip(numbers, manifest["lessons"], strict=True):
+    for number, lesson in zip(numbers, every(manifest), strict=True):
         if number in args.run or "all" in args.run:
             print(f"{lesson['file']}: {run(notebook_path(lesson)):.0f} s", flush=True)
     return None

@@ -5,10 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 
 SLACK = 1.5
-MINUTES = {
-    lesson["file"]: lesson["minutes"]
-    for lesson in json.loads((Path(__file__).parent / "lessons.json").read_text(encoding="utf-8"))["lessons"]
-}
+MANIFEST = json.loads((Path(__file__).parent / "lessons.json").read_text(encoding="utf-8"))
+MINUTES = {lesson["file"]: lesson["minutes"] for lesson in [*MANIFEST["lessons"], MANIFEST["appendix"]]}
 _seconds: dict[str, float] = defaultdict(float)
 
 

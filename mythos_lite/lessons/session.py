@@ -12,17 +12,18 @@ from mythos_lite.lessons.exercise import difference
 from mythos_lite.training.trainer import default_device
 
 LESSONS = 6
+APPENDIX = "A"
 
 
-def start(lesson: int, theme: str = "light") -> torch.device:
+def start(lesson: int | str, theme: str = "light") -> torch.device:
     """Seed torch with the lesson's number, use at most two threads, and say where the lesson will run.
 
     The matrices are small: more than two threads do not pay. The figures in the text are the CPU's. ``theme="dark"``
     draws all figures for a dark page.
     """
-    check_int("lesson", lesson, 1, LESSONS)
+    number = LESSONS + 1 if lesson == APPENDIX else check_int("lesson", lesson, 1, LESSONS)
     set_theme(theme)
-    torch.manual_seed(lesson)
+    torch.manual_seed(number)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     device = default_device()
     print(f"Lesson {lesson} is ready.")

@@ -2,6 +2,7 @@
 
     python tests/colab/lessons.py colab    # by the interpreter of Colab's test (`make test-colab`)
     python tests/colab/lessons.py newest   # by that of the newest versions (`make test`), outputs compared
+    python tests/colab/lessons.py appendix # the appendix, by one that has its libraries (`make test-out`)
 
 "colab" runs all lessons twice in empty folders: as they are, with the package installed from its wheel; and as
 standalone files with every exercise solved, with the package not installed and the network off. Setup cells alone also
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import distribution, distributions
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL_SECONDS = 600
+APPENDIX = "A_leaving_the_notebook.ipynb"
 KEPT = ("torch", "numpy")
 """What Colab brings and must not be replaced."""
 OFFLINE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -209,10 +212,12 @@ def run_in_colab(scratch: Path) -> None:
         pip("install", "--no-index", wheel)
         brings_the_package_alone(before, "the wheel")
         shutil.copytree(clone / "notebooks", scratch / "wheel")
+        (scratch / "wheel" / APPENDIX).unlink()  # Colab lacks its libraries
         run_apart(scratch / "wheel", [], {"CI": "1"})
         pip("uninstall", "--yes", "mythos-lite")
 
         build.write_standalone(build.read_manifest(), scratch / "standalone")
+        (scratch / "standalone" / APPENDIX).unlink()
         for path in (scratch / "standalone").glob("*.ipynb"):
             solve(path)
         print("Whole lessons: standalone files, every exercise solved, ", end="", flush=True)
@@ -228,7 +233,7 @@ def run_in_colab(scratch: Path) -> None:
     print(f"All lessons are right with these versions; {time.perf_counter() - started:.0f} s")
 
 
-def run_newest(scratch: Path) -> None:
+def run_newest(scratch: Path, pattern: str = "0*.ipynb") -> None:
     site, notebooks = scratch / "site", scratch / "notebooks"
     pip("install", "--no-deps", "--target", site, build_wheel(copy_tree(scratch / "clone"), scratch))
     shutil.move(scratch / "clone" / "notebooks", notebooks)
@@ -237,19 +242,21 @@ def run_newest(scratch: Path) -> None:
     check_setup_cell(setup_cell(next(notebooks.glob("01*.ipynb"))), notebooks, site, PYTHONPATH=path)
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadscope"]
     sanitize = Path(__file__).with_name("sanitize.cfg")
-    nbval = [*pytest, "--nbval", "--nbval-current-env", "--nbval-sanitize-with", sanitize, "."]
+    nbval = [*pytest, "--nbval", "--nbval-current-env", "--nbval-sanitize-with", sanitize]
+    nbval += sorted(path.name for path in notebooks.glob(pattern))
     sys.exit(subprocess.run(nbval, cwd=notebooks, env=settings, check=False).returncode)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["colab", "newest", "execute"])
+    parser.add_argument("what", choices=["colab", "newest", "appendix", "execute"])
     parser.add_argument("folder", nargs="?", type=Path, help='of "execute": the notebooks to run, in place')
     args = parser.parse_args()
     if args.what == "execute":
         sys.exit(execute_all(args.folder))
     with tempfile.TemporaryDirectory(prefix="lessons_") as scratch:
-        {"colab": run_in_colab, "newest": run_newest}[args.what](Path(scratch).resolve())
+        runs = {"colab": run_in_colab, "newest": run_newest, "appendix": partial(run_newest, pattern=APPENDIX)}
+        runs[args.what](Path(scratch).resolve())
 
 
 if __name__ == "__main__":
