@@ -397,6 +397,8 @@ def carried_files(notebook: nbformat.NotebookNode, lesson: str) -> list[Path]:
     cards = {path for path in files if path.name == "MODEL_CARD.md"}  # for people who look for models, not for lessons
     drawn = {path for path in files if path.match("lessons/diagrams0*.py") and path.name != f"diagrams0{lesson}.py"}
     unread = set() if any("load_summary" in source for source in sources) else {PACKAGE / "lessons" / "summary.json"}
+    if not any("mythos_lite.interop" in source for source in sources):
+        unread |= set(PACKAGE.glob("interop/*"))
     return sorted({ROOT / "LICENSE", *files - caches - cards - drawn - unread})
 
 

@@ -23,6 +23,8 @@ def test_start_seeds_torch_and_says_so(capsys):
     assert capsys.readouterr().out == "Lesson 3 is ready.\n" * 2
     with pytest.raises(ValueError, match="lesson=7"):
         start(7)
+    start("A")
+    assert capsys.readouterr().out == "Lesson A is ready.\n"
 
 
 @pytest.fixture

@@ -18,8 +18,12 @@ _spec = importlib.util.spec_from_file_location("build", FOLDER / "build.py")
 build = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build)
 MANIFEST = build.read_manifest()
+EVERY = build.every(MANIFEST)
 LESSONS = list(enumerate(MANIFEST["lessons"]))
 each_lesson = pytest.mark.parametrize(("index", "lesson"), LESSONS, ids=[lesson["file"] for _, lesson in LESSONS])
+each_notebook = pytest.mark.parametrize(
+    ("index", "lesson"), list(enumerate(EVERY)), ids=[lesson["file"] for lesson in EVERY]
+)
 
 SKIPPED = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|<code>.*?</code>|\]\([^)]*\)|!\[[^\]]*\]"  # code, formulas, addresses
@@ -42,7 +46,7 @@ def printed(notebook):
     return "".join(output.text for cell in code(notebook) for output in cell.outputs if output.output_type == "stream")
 
 
-@each_lesson
+@each_notebook
 def test_notebook_is_committed_executed_and_normalised(index, lesson):
     notebook = read(lesson)
     nbformat.validate(notebook)
@@ -55,7 +59,7 @@ def test_notebook_is_committed_executed_and_normalised(index, lesson):
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 
 
-@each_lesson
+@each_notebook
 def test_shared_cells_are_those_of_the_manifest(index, lesson):
     found = {cell.id: cell.source for cell in read(lesson).cells}
     for name, source in (build.shared_cells(MANIFEST, index) | build.solution_cells(index)).items():
@@ -67,7 +71,7 @@ def test_links_and_readme_are_those_of_the_manifest():
     assert (FOLDER / "exercises.md").read_text(encoding="utf-8") == build.exercise_table(MANIFEST)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"<!-- lessons: begin -->\n{build.lesson_table(MANIFEST)}<!-- lessons: end -->" in readme
-    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == [lesson["file"] for lesson in MANIFEST["lessons"]]
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == [lesson["file"] for lesson in EVERY]
 
 
 def is_folded(cell):
@@ -147,7 +151,7 @@ def test_lesson_has_all_its_parts(index, lesson):
     assert all("](http" in reading or "`" in reading for reading in readings), "a reading without its address"
 
 
-@each_lesson
+@each_notebook
 def test_scaffolding_is_folded(index, lesson):
     exercises = build.exercises_of(index)
     for cell in code(read(lesson)):
@@ -178,7 +182,7 @@ def figures(cell):
     return texts, takeaways
 
 
-@each_lesson
+@each_notebook
 def test_every_figure_has_alternative_text_and_a_takeaway(index, lesson):
     for cell in code(read(lesson)):
         texts, takeaways = figures(cell)
@@ -195,7 +199,7 @@ def test_building_a_lesson_writes_its_numbers_into_the_prose():
     assert prose.source == "A ~7,000<!-- speed --> and (-1.5<!-- left -->) and 3<!-- other -->."
 
 
-@each_lesson
+@each_notebook
 def test_every_number_in_the_prose_is_measured_by_a_cell(index, lesson):
     notebook = read(lesson)
     facts = build.facts_of(notebook)
@@ -223,9 +227,9 @@ def test_glossary_names_only_lessons_there_are():
 
 def test_manifest_is_complete():
     manifest = json.loads(build.MANIFEST.read_text(encoding="utf-8"))
-    assert list(manifest) == ["repository", "commit", "lessons"]
+    assert list(manifest) == ["repository", "commit", "lessons", "appendix"]
     keys = {"file", "title", "summary", "learn", "prerequisites", "reading", "minutes"}
-    assert all(lesson.keys() == keys for lesson in manifest["lessons"])
+    assert all(lesson.keys() == keys for lesson in build.every(manifest))
 
 
 def disagreement(manifest, remote, commit):
@@ -320,7 +324,7 @@ def test_build_points_everything_at_the_repository(fork, monkeypatch):
     shutil.copy(build.MANIFEST, manifest)
     monkeypatch.setattr(build, "FOLDER", fork / "notebooks")
     monkeypatch.setattr(build, "MANIFEST", manifest)
-    for lesson in MANIFEST["lessons"]:
+    for lesson in EVERY:
         cells = [nbformat.v4.new_markdown_cell("", id=name) for name in ("header", "footer")]
         cells.insert(1, nbformat.v4.new_code_cell("", id="setup"))
         nbformat.write(nbformat.v4.new_notebook(cells=cells), build.notebook_path(lesson))
@@ -341,7 +345,7 @@ def test_build_points_everything_at_the_repository(fork, monkeypatch):
 
     known, texts = built("--repository", "me/fork")
     assert known == ("me/fork", commit)
-    assert all("colab.research.google.com/github/me/fork/blob/main/notebooks/0" in text for text in texts)
+    assert all("colab.research.google.com/github/me/fork/blob/main/notebooks/" in text for text in texts)
     assert all(f"git+https://github.com/me/fork@{commit}" in text for text in texts[1:])
 
     git(fork, "remote", "add", "origin", "git@github.com:you/fork.git")
