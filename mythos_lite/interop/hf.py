@@ -105,14 +105,14 @@ class MythosLiteForCausalLM(transformers.PreTrainedModel, transformers.Generatio
         self.generation_config = transformers.GenerationConfig(**_generation(core))
         self.model = RecurrentDepthTransformer(core)
         for module in self.modules():  # it has drawn its initial values, unless they are about to be loaded
-            module._is_hf_initialized = self.model.embedding.weight.device.type != "meta"
+            module._is_hf_initialized = not self.model.embedding.weight.is_meta
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Refuse to make up for weights that a file does not hold; those that it holds have been marked."""
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not all(getattr(weight, "_is_hf_initialized", False) for weight in own):
-            raise ValueError(f"the file has no weights for {module}: it is damaged, or of another configuration")
+        for name, weight in self.model.state_dict(keep_vars=True).items():
+            if not (weight.is_meta or getattr(weight, "_is_hf_initialized", False)):
+                raise ValueError(f"the weight {name!r} is missing: the file is damaged, or of another configuration")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "") -> None:

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import DeepseekV2Config, DeepseekV3Config
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
@@ -12,6 +13,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 from mythos_lite import Cache, ModelConfig, RecurrentDepthTransformer
 from mythos_lite.model.attention import (
     AttentionContext,
+    attend,
     attention_context,
     cached_numbers_per_token,
     make_attention,
@@ -52,6 +54,18 @@ def make_layer(config: ModelConfig, seed: int = 0) -> nn.Module:
         for p in layer.parameters():
             p.normal_(std=p.shape[-1] ** -0.5) if p.ndim > 1 else p.uniform_(0.5, 1.5)
     return layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_one_query_sees_what_a_mask_of_its_sequence_allows(n_kv_heads):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 4, 1, 6), torch.randn(2, n_kv_heads, 5, 6), torch.randn(2, n_kv_heads, 5, 6)
+    seen = torch.tensor([[False, False, True, True, True], [True, False, True, False, True]])
+    context = AttentionContext(torch.empty(0), torch.empty(0), seen[:, None, None], causal=False)
+    mixed = attend(query, key, value, context, enable_gqa=True)
+    for row, mask in enumerate(seen):
+        parts = (x[row : row + 1, :, mask].repeat_interleave(4 // n_kv_heads, dim=1) for x in (key, value))
+        torch.testing.assert_close(mixed[row : row + 1], F.scaled_dot_product_attention(query[row : row + 1], *parts))
 
 
 def fresh_context(config: ModelConfig, length: int) -> AttentionContext:

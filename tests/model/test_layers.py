@@ -66,6 +66,12 @@ def test_rotary_tables_of_later_positions_are_rows_of_the_whole_table():
         assert torch.equal(table[13:], rows)
 
 
+def test_rotary_tables_of_several_sequences_are_those_of_each():
+    positions = torch.tensor([[0, 1, 2], [5, 3, -1]])
+    for together, *each in zip(*(rotary_tables(at, 8, 10_000.0) for at in (positions, *positions)), strict=True):
+        assert torch.equal(together, torch.stack(each))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_rotary_keeps_the_dtype_and_exact_angles(dtype):
     x = randn(1, 3, 2, 16).to(dtype)
