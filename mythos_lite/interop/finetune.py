@@ -184,7 +184,9 @@ def merge(adapted: nn.Module) -> RecurrentDepthTransformer:
             model.set_submodule(name, _in_full(part))
     again = peft.get_peft_model(model, config)  # merged where they are, into NF4, the sums would be rounded to 4 bits
     peft.set_peft_model_state_dict(again, state)
-    return again.merge_and_unload().requires_grad_(True).eval()
+    merged = RecurrentDepthTransformer(model.config)
+    merged.load_state_dict(again.merge_and_unload().state_dict())
+    return merged.eval()
 
 
 def _in_full(layer: nn.Linear) -> nn.Linear:
