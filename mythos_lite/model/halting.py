@@ -59,8 +59,7 @@ class ActState:
         """Halting probability (B, T) and state (B, T, D) of a loop → ACT if it is the last one."""
         left = torch.ones_like(probability) if self._left is None else self._left
         running = left > 0
-        halts = 1.0 - left + probability >= self.threshold
-        weight = torch.where(halts, left, probability) * running
+        weight, then = spend(probability, left, self.threshold)
         if self._step is None:
             self._step = ActStep(h, left, 0.0, running.float(), left)
         else:
@@ -68,7 +67,7 @@ class ActState:
             self._step = ActStep(h, left, self._sum, updates, torch.where(running, left, self._step.remainder))
         self._weights.append(weight)
         self._sum = self._sum + weight.unsqueeze(-1) * h.float()
-        self._left = torch.where(halts, torch.zeros_like(left), left - weight)
+        self._left = then
         return self._step
 
     @property
@@ -80,6 +79,13 @@ class ActState:
     def ponder_cost(self) -> Tensor:
         """(B, T) loops used plus remainder."""
         return self._step.ponder_cost
+
+
+def spend(probability: Tensor, left: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """A loop's halting probability and what the loops before left, each (B, T) → its weight p_t, and what it leaves."""
+    halts = 1.0 - left + probability >= threshold
+    weight = torch.where(halts, left, probability) * (left > 0)
+    return weight, torch.where(halts, torch.zeros_like(left), left - weight)
 
 
 class ActHalting(nn.Module):

@@ -100,6 +100,8 @@ class SparseMoE(nn.Module):
             return (answers * weights.unsqueeze(-1)).sum(dim=1)
         nothing = torch.zeros(tokens.shape[0], len(self.gate), dtype=weights.dtype, device=weights.device)
         of_expert = nothing.scatter(1, chosen, weights)  # (N, E)
+        if torch.compiler.is_compiling():
+            return torch.einsum("end,ne->nd", _expert(tokens, self.gate, self.up, self.down), of_expert)
         y = torch.zeros_like(tokens)
         for weight, *expert in zip(of_expert.unbind(1), self.gate, self.up, self.down, strict=True):
             mine = _nonzero(weight)
@@ -123,7 +125,6 @@ def _expert(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def _nonzero(weights: Tensor) -> Tensor:
     """Indices of the tokens whose weight (N,) is not zero; of all tokens where no values can be read."""
-    if not torch.compiler.is_compiling():
-        with contextlib.suppress(RuntimeError):  # under vmap, and on the device "meta"
-            return weights.nonzero().squeeze(1)
+    with contextlib.suppress(RuntimeError):  # under vmap, and on the device "meta"
+        return weights.nonzero().squeeze(1)
     return torch.arange(weights.shape[0], device=weights.device)
