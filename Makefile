@@ -132,7 +132,7 @@ $(SITE)/site: $(SITE)/created site/requirements.txt site/package.json pyproject.
 	@command -v npm >/dev/null || { echo "npm is needed; it comes with Node.js, on Debian and Ubuntu in the package npm"; exit 1; }
 	@echo "Installing what the site is built with (torch is large; this can take some minutes)"
 	@$(IN_SITE) $(INSTALL) --constraint constraints.txt --requirement site/requirements.txt --editable .
-	@npm install --prefix site --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
+	@npm install --prefix site --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
 	@touch $@
 
 $(SITE)/tests: $(SITE)/site

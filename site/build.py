@@ -33,6 +33,16 @@ LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^()\s#:]+)(#[^()\s]*)
 TITLE = "# @title "
 
 
+MENDED = {
+    r'role="heading"(?! aria-level)': 'role="heading" aria-level="2"',
+    r'<aside class="sidebar-drawer"': r'\g<0> aria-label="Pages"',
+    r'<aside class="toc-drawer"': r'\g<0> aria-label="Contents of this page"',
+    r'<summary aria-label="Toggle hidden content"': "<summary",
+    r"<th( class=\"head[^>]*)><p></p></th>": r"<td\1></td>",
+}
+"""What theme and builder leave unclear to those who hear a page: pattern in its HTML → replacement."""
+
+
 def load_lessons():
     """``notebooks/build.py``, which knows the lessons and the repository."""
     spec = importlib.util.spec_from_file_location("lessons_build", ROOT / "notebooks" / "build.py")
@@ -70,7 +80,7 @@ def lesson_links(lessons, manifest: dict, lesson: dict) -> str:
 
 def dress(cell: nbformat.NotebookNode) -> None:
     """Say to the page what the notebook says to JupyterLab: folded code, alternative texts, no controls."""
-    cell.outputs = [output for output in cell.outputs if not output.get("data", {}).get("text/html", "").startswith("<!--")]
+    cell.outputs = [o for o in cell.outputs if not o.get("data", {}).get("text/html", "").startswith("<!--")]
     for output in cell.outputs:
         output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         alt = output.get("metadata", {}).get("image/png", {}).get("alt")
@@ -133,6 +143,16 @@ def add_playground() -> None:
     shutil.copytree(MODELS, target / "models")
 
 
+def mend() -> None:
+    """Apply ``MENDED`` to every page of the builder."""
+    for path in HTML.rglob("*.html"):
+        if path.parent.name != "playground":
+            text = path.read_text(encoding="utf-8")
+            for pattern, replacement in MENDED.items():
+                text = re.sub(pattern, replacement, text)
+            path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     lessons = load_lessons()
     manifest = lessons.read_manifest()
@@ -142,6 +162,7 @@ def main() -> None:
     add_playground()
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-c", SITE, "-d"]
     subprocess.run([*command, BUILT / "doctrees", SOURCE, HTML], check=True)
+    mend()
 
 
 if __name__ == "__main__":

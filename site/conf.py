@@ -26,6 +26,7 @@ html_static_path = [str(HERE / "static"), str(HERE / "_build" / "static")]
 html_extra_path = [str(HERE / "_build" / "extra")]
 html_favicon = str(HERE / "static" / "icon.svg")
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 templates_path = [str(HERE / "templates")]
 html_copy_source = False
 html_show_sourcelink = False

@@ -2,14 +2,15 @@
 
 ``mod7`` is written in three parts, so that the page runs the loop by itself: it can then read out after every loop, and
 at the end of every shorter chain, without beginning anew. The others are whole, as ``mythos_lite.interop.onnx`` writes
-them: the model of the doubling window, whose digits read out their running sums, and the published one, of which only the
-answer is asked.
+them: the model of the doubling window, which reads out its running sums at the digits themselves, and the published
+one, of which only the answer is asked.
 
 Shapes: B batch, T positions, D width, V vocabulary.
 """
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ def make_models(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     facts.unlink(missing_ok=True)
     torch.set_num_threads(1)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses another library, which nothing here needs
     told = {"source": source, "longest": LONGEST}
     for name in ("mod7", "mod7-doubling"):
         model, trained = RecurrentDepthTransformer.from_pretrained(name), open_checkpoint(name).notes["train"]
