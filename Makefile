@@ -10,6 +10,8 @@ COLAB := .venv-colab-$(VERSION)
 FAST := .venv-fast-$(VERSION)
 LOWEST := .venv-lowest-$(VERSION)
 OUT := .venv-out
+SITE := .venv-site
+IN_SITE := $(SITE)/bin/python
 
 # One peer is compared in the form that the transformers of constraints.txt give it, and what autograd keeps is counted for
 # the torch of constraints.txt.
@@ -23,7 +25,7 @@ define CREATE
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment test test-coverage test-study test-browser test-colab test-fast test-lowest test-cuda test-out bench colab-versions lint lab notebooks clean
+.PHONY: help experiment site test test-coverage test-study test-browser test-site test-colab test-fast test-lowest test-cuda test-out bench colab-versions lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
@@ -33,6 +35,8 @@ help:
 	@echo "make lab          open the lessons in JupyterLab"
 	@echo "make test-study   rerun three rows of the study and compare them with the committed ones (5 to 10 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
+	@echo "make site         build the site, with lessons as pages and the model in the browser, into site/_build/html; needs npm"
+	@echo "make test-site    build it, and try it in Chromium"
 	@echo "make test-fast    run the tests alone, as in: make test-fast PYTHON=python3.12; test-lowest: with the lowest versions"
 	@echo "make test-cuda    compare an NVIDIA GPU with the CPU, and time a step there; TORCH_PYTHON names a Python with CUDA's torch"
 	@echo "make test-out     run the tests of mythos_lite.interop with the libraries that they need, and the appendix"
@@ -87,6 +91,13 @@ test-browser: $(VENV)/tests
 	$(INSTALL_HERE) playwright
 	CHROMIUM=$(CHROMIUM) $(IN_VENV) -m pytest tests/browser
 
+site: $(SITE)/site
+	$(IN_SITE) site/build.py
+
+test-site: $(SITE)/tests site
+	@test -n "$(CHROMIUM)" || { echo "Chromium is needed; name it with CHROMIUM=/path/to/chromium"; exit 1; }
+	CHROMIUM=$(CHROMIUM) $(IN_SITE) -m pytest tests/site $(ARGS)
+
 bench: $(VENV)/package .bench/open_mythos
 	$(IN_VENV) benchmarks/bench.py $(ARGS)
 
@@ -117,6 +128,21 @@ $(VENV)/tests: $(VENV)/lessons
 $(VENV)/lessons: $(VENV)/package requirements.txt
 	@echo "Installing what the lessons need"
 	@$(INSTALL_HERE) --requirement requirements.txt
+	@touch $@
+
+$(SITE)/created:
+	$(CREATE)
+	@touch $@
+
+$(SITE)/site: $(SITE)/created site/requirements.txt site/package.json pyproject.toml constraints.txt
+	@command -v npm >/dev/null || { echo "npm is needed; it comes with Node.js, on Debian and Ubuntu in the package npm"; exit 1; }
+	@echo "Installing what the site is built with (torch is large; this can take some minutes)"
+	@$(IN_SITE) $(INSTALL) --constraint constraints.txt --requirement site/requirements.txt --editable .
+	@npm install --prefix site --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+	@touch $@
+
+$(SITE)/tests: $(SITE)/site
+	@$(IN_SITE) $(INSTALL) --constraint constraints.txt playwright pytest
 	@touch $@
 
 # The peer's model needs torch alone; what else its package asks for is left out.
@@ -152,4 +178,4 @@ $(LOWEST)/created: requirements.txt pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* .bench .pytest_cache .hypothesis .ruff_cache .coverage build *.egg-info
+	rm -rf $(VENV) .venv-* .bench site/_build site/node_modules .pytest_cache .hypothesis .ruff_cache .coverage build *.egg-info
