@@ -442,9 +442,9 @@ def test_floors_are_the_same_for_the_package_and_the_lessons():
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
-def test_workflows_test_every_push_and_publish_releases():
-    assert [path.name for path in WORKFLOWS] == ["release.yml", "tests.yml"]
-    release, tests = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in WORKFLOWS)
+def test_workflows_test_every_push_and_publish_releases_and_pages():
+    assert [path.name for path in WORKFLOWS] == ["pages.yml", "release.yml", "tests.yml"]
+    pages, release, tests = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in WORKFLOWS)
     assert set(tests[True]) == {"push", "pull_request"}  # "on" is yes in YAML
     assert tests["permissions"] == {"contents": "read"}
     assert ".ci/run" in [step.get("run") for step in tests["jobs"]["tests"]["steps"]]
@@ -455,3 +455,6 @@ def test_workflows_test_every_push_and_publish_releases():
     assert "--standalone" in commands
     assert "gh release upload" in commands
     assert "${{" not in commands, "what a tag is called must not be run"
+    assert pages["permissions"] == {}
+    assert pages["jobs"]["build"]["permissions"] == {"contents": "read"}
+    assert "make site" in [step.get("run") for step in pages["jobs"]["build"]["steps"]]
