@@ -1,15 +1,7 @@
-// The playground: models as ONNX files, run by ONNX Runtime as WebAssembly in a worker, on one thread.
-
-import * as ort from "./runtime/ort.wasm.min.mjs";
+// The playground's page: what is typed, shown and drawn. The models run in a worker, models.js.
 
 const HERE = new URL("./", import.meta.url).href;
-ort.env.wasm.wasmPaths = `${HERE}runtime/`;
-ort.env.wasm.numThreads = 1; // more would need headers that static hosts do not send
-ort.env.wasm.proxy = true; // in a worker, so that the page stays awake
-
-const START = 7,
-  EQ = 8,
-  MODULUS = 7;
+const MODULUS = 7;
 const TOKENS = ["0", "1", "2", "3", "4", "5", "6", "START", "EQ", "PAD"];
 const NAMES = { mod7: "window of two", "mod7-doubling": "doubling window" };
 const MOST_LOOPS = { mod7: 64, "mod7-doubling": 16, published: 64 };
@@ -36,7 +28,6 @@ const $ = (id) => document.getElementById(id);
 const range = (from, to) => Array.from({ length: to - from + 1 }, (_, i) => from + i);
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 const sumsOf = (digits) => digits.reduce((sums, d) => [...sums, ((sums.at(-1) ?? 0) + d) % MODULUS], []);
-const tokensOf = (digits) => [START, ...digits, EQ];
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -47,130 +38,35 @@ function element(name, attributes = {}, ...children) {
 
 // ---------------------------------------------------------------- models
 
-/** Index of the largest of `count` numbers from `start` on. */
-function largest(numbers, start, count) {
-  let best = 0;
-  for (let i = 1; i < count; i++) if (numbers[start + i] > numbers[start + best]) best = i;
-  return best;
-}
+const worker = new Worker(`${HERE}models.js`, { type: "module" });
+const waiting = new Map(); // number of a request → what to do with what comes back
+let requests = 0;
+worker.addEventListener("message", ({ data }) => waiting.get(data.id)?.(data));
+worker.addEventListener("error", (event) => fail(event));
 
-/** Tokens of chains of one length, as a tensor (B, T). */
-function tokenTensor(rows) {
-  return new ort.Tensor("int64", BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length]);
-}
-
-async function session(file) {
-  const response = await fetch(`${HERE}models/${file}`);
-  if (!response.ok) throw new Error(`${file}: ${response.status} ${response.statusText}`);
-  return ort.InferenceSession.create(await response.arrayBuffer());
-}
-
-/** A run of a model. The worker keeps what it is sent, so it is sent copies. */
-function run(model, feeds) {
-  const copies = Object.entries(feeds).map(([name, { type, data, dims }]) => [
-    name,
-    new ort.Tensor(type, data.slice(), dims),
-  ]);
-  return model.run(Object.fromEntries(copies));
-}
-
-/** The model with a window of two in three parts. The loop is here: the same block, again and again. */
-class WindowLoop {
-  static async load() {
-    const model = new WindowLoop();
-    [model.encode, model.turn, model.readOut] = await Promise.all(
-      ["encode.onnx", "turn.onnx", "read_out.onnx"].map(session),
-    );
-    return model;
-  }
-
-  async #run(part, feeds) {
-    return (await run(part, feeds)).out;
-  }
-
-  /**
-   * After each loop: what the model would answer if the chain ended after its first digit, its second and so on.
-   *
-   * It answers at EQ, which sees itself and the digit before it. So each digit gets an EQ of its own, beside the one
-   * pass over the chain itself, which no EQ can disturb.
-   */
-  async *runningSums(digits, counts) {
-    const n = digits.length;
-    const own = await this.#run(this.encode, { token_ids: tokenTensor([[START, ...digits]]) });
-    const both = await this.#run(this.encode, { token_ids: tokenTensor(digits.map((digit) => [digit, EQ])) });
-    const width = own.dims[2];
-    // Rows of (digit, EQ): the digit's vector from the pass over the chain, EQ's from the pairs.
-    const paired = (chain, pairs) => {
-      const made = Float32Array.from(pairs.data);
-      for (let i = 0; i < n; i++) made.set(chain.data.subarray((i + 1) * width, (i + 2) * width), 2 * i * width);
-      return new ort.Tensor("float32", made, [n, 2, width]);
-    };
-    let chain = own,
-      pairs = paired(own, both);
-    const given = pairs;
-    for (let loop = 1; loop <= counts.at(-1); loop++) {
-      const ends = await this.#run(this.turn, { h: pairs, e: given });
-      chain = await this.#run(this.turn, { h: chain, e: own });
-      pairs = paired(chain, ends);
-      if (!counts.includes(loop)) continue;
-      const logits = await this.#run(this.readOut, { h: pairs });
-      const vocabulary = logits.dims[2];
-      yield [loop, digits.map((_, i) => largest(logits.data, (2 * i + 1) * vocabulary, vocabulary))];
+/** What the worker finds, one by one: [loops, tokens], for each of the loop counts. */
+async function* request(work) {
+  const id = ++requests;
+  const arrived = [];
+  let wake;
+  waiting.set(id, (message) => {
+    arrived.push(message);
+    wake?.();
+  });
+  worker.postMessage({ id, ...work });
+  try {
+    for (;;) {
+      while (!arrived.length) await new Promise((resolve) => (wake = resolve));
+      const { value, done, error } = arrived.shift();
+      if (error) throw new Error(error);
+      if (done) return;
+      yield value;
     }
-  }
-
-  /** After each loop: the answers to chains of one length. */
-  async *answers(chains, counts) {
-    const e = await this.#run(this.encode, { token_ids: tokenTensor(chains.map(tokensOf)) });
-    const [batch, length, width] = e.dims;
-    let h = e;
-    for (let loop = 1; loop <= counts.at(-1); loop++) {
-      h = await this.#run(this.turn, { h, e });
-      if (!counts.includes(loop)) continue;
-      const last = new Float32Array(batch * 2 * width); // EQ and the digit that it sees
-      for (let b = 0; b < batch; b++) {
-        const end = (b + 1) * length * width;
-        last.set(h.data.subarray(end - 2 * width, end), 2 * b * width);
-      }
-      const logits = await this.#run(this.readOut, { h: new ort.Tensor("float32", last, [batch, 2, width]) });
-      const vocabulary = logits.dims[2];
-      yield [loop, chains.map((_, b) => largest(logits.data, (2 * b + 1) * vocabulary, vocabulary))];
-    }
+  } finally {
+    waiting.delete(id);
+    worker.postMessage({ stop: id });
   }
 }
-
-/** A whole model as one file, whose loop count is an input. */
-class WholeModel {
-  static async load(name) {
-    const model = new WholeModel();
-    model.session = await session(`${name}.onnx`);
-    return model;
-  }
-
-  async #run(chains, loops) {
-    const count = new ort.Tensor("int64", BigInt64Array.of(BigInt(loops)), []);
-    return (await run(this.session, { token_ids: tokenTensor(chains.map(tokensOf)), n_loops: count })).logits;
-  }
-
-  /** After each loop: what is read out at each digit, and at EQ. */
-  async *runningSums(digits, counts) {
-    for (const loops of counts) {
-      const { data, dims } = await this.#run([digits], loops);
-      yield [loops, range(1, digits.length + 1).map((position) => largest(data, position * dims[2], dims[2]))];
-    }
-  }
-
-  /** At each loop count: the answers to chains of one length. */
-  async *answers(chains, counts) {
-    for (const loops of counts) {
-      const { data, dims } = await this.#run(chains, loops);
-      yield [loops, chains.map((_, b) => largest(data, ((b + 1) * dims[1] - 1) * dims[2], dims[2]))];
-    }
-  }
-}
-
-const loaded = {};
-const load = (name) => (loaded[name] ??= name === "mod7" ? WindowLoop.load() : WholeModel.load(name));
 
 // ---------------------------------------------------------------- what is typed
 
@@ -203,7 +99,6 @@ const randomChain = (length) => range(1, length).map(() => Math.floor(Math.rando
 let facts; // models.json
 let asked = { digits: [], rows: new Map(), name: "mod7" }; // the chain, and what was read after each loop
 let published = { loops: 0, answer: null };
-let tracing = Promise.resolve(); // the running sums that are being computed; the plot waits for them
 
 const readsDigits = (name) => name !== "mod7";
 /** Loops that a cell of the grid needs, by its column; the last column's are the chain's. */
@@ -242,19 +137,17 @@ async function ask() {
   $("count").textContent = $("loops").value;
   busy(true);
   startGrid();
-  const done = trace(mine);
-  tracing = done.catch(() => {});
-  await done;
+  await trace(mine);
 }
 
 async function trace(mine) {
-  const model = await load(mine.name);
-  for await (const [loop, read] of model.runningSums(mine.digits, range(1, MOST_LOOPS[mine.name]))) {
+  const { name, digits } = mine;
+  for await (const [loop, read] of request({ name, sums: digits, counts: range(1, MOST_LOOPS[name]) })) {
     if (mine !== asked) return; // another chain was typed
     mine.rows.set(loop, read);
     addRow(loop, read);
     if (loop === shownLoops()) show();
-    else if (Math.abs(loop - neededFor(mine.name, mine.digits.length)) < 2) compare(); // which the table may ask for
+    else if (Math.abs(loop - neededFor(name, digits.length)) < 2) compare(); // which the table may ask for
     if (loop === shownLoops() && !$("time").textContent) {
       $("time").textContent = `First answer ${(performance.now() / 1000).toFixed(1)} s after the page was opened.`;
     }
@@ -344,7 +237,7 @@ function compare() {
     ),
   );
   $("comparison").tBodies[0].replaceChildren(...made);
-  if (n <= longest && published.loops !== loops) askPublished();
+  if (n <= longest && published.loops !== loops) askPublished().catch(fail);
 }
 
 let askingPublished = false;
@@ -353,11 +246,9 @@ async function askPublished() {
   if (askingPublished || playing) return;
   askingPublished = true;
   try {
-    await tracing;
-    const model = await load("published"),
-      mine = asked,
+    const mine = asked,
       loops = shownLoops();
-    for await (const [, [answer]] of model.answers([mine.digits], [loops])) {
+    for await (const [, [answer]] of request({ name: "published", answers: [mine.digits], counts: [loops] })) {
       if (mine === asked) published = { loops, answer };
     }
   } finally {
@@ -505,12 +396,10 @@ async function measure() {
 async function measureLine(line, count, mine) {
   const chains = range(1, count).map(() => randomChain(line.digits)),
     right = new Map();
-  const model = await load(line.name);
   for (let first = 0; first < count; first += AT_ONCE) {
     const some = chains.slice(first, first + AT_ONCE),
       sums = some.map((chain) => truth(chain).answer);
-    for await (const [loops, answers] of model.answers(some, line.counts)) {
-      await tracing;
+    for await (const [loops, answers] of request({ name: line.name, answers: some, counts: line.counts })) {
       if (mine !== measuring) return false;
       right.set(loops, (right.get(loops) ?? 0) + answers.filter((answer, i) => answer === sums[i]).length);
       line.points = [...right].map(([at, hits]) => [
@@ -699,7 +588,8 @@ function fillFacts() {
       trained_digits: [, digits],
       trained_loops: [, loops],
     } = facts[name];
-    return `${parameters.toLocaleString("en")} parameters, trained on at most ${digits} digits with at most ${loops} loops`;
+    const size = parameters.toLocaleString("en");
+    return `${size} parameters, trained on at most ${digits} digits with at most ${loops} loops`;
   };
   const [digits, loops] = [facts.mod7.trained_digits[1], facts.mod7.trained_loops[1]];
   $("trained").textContent = `In training it saw at most ${digits} digits, and ran for at most ${loops} loops.`;
@@ -723,7 +613,8 @@ function fillFacts() {
       "li",
       {},
       `The published model: ${text("published")}, as the tutorial that the series began with trains it. `,
-      "Its weights are rounded to 16 bits here. It sees all positions at once, so that nothing says how many loops it needs.",
+      "Its weights are rounded to 16 bits here. It sees all positions at once, so that nothing says how many loops it ",
+      "needs.",
     ),
   );
 }
@@ -734,7 +625,6 @@ function fail(error) {
 }
 
 async function main() {
-  load("mod7").catch(fail); // while the rest is being made
   const response = await fetch(`${HERE}models/models.json`);
   if (!response.ok) throw new Error(`models.json: ${response.status} ${response.statusText}`);
   facts = await response.json();

@@ -285,7 +285,7 @@ def test_what_is_said_aloud(play):
 
 def test_reduced_motion(play):
     page = play(reduced_motion="reduce")
-    assert page.locator("#sums tr.fresh td").first.evaluate("cell => getComputedStyle(cell).animationName") == "none"
+    assert page.locator("#sums tr.fresh").first.evaluate("row => getComputedStyle(row).animationName") == "none"
 
 
 def test_small_beside_the_runtime():
