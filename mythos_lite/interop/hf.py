@@ -41,7 +41,7 @@ CODE = '''"""Names the classes that load this folder with transformers; they are
 try:
     from mythos_lite.interop.hf import MythosLiteConfig, MythosLiteForCausalLM
 except ModuleNotFoundError as error:
-    raise ImportError(f"this model needs the package mythos-lite: pip install 'mythos-lite[out]' ({error})") from error
+    raise ImportError(f"this model needs the package mythos-lite: in a clone of it, pip install . ({error})") from error
 '''
 
 

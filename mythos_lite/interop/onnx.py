@@ -54,7 +54,7 @@ def export_onnx(model: RecurrentDepthTransformer, path: str | os.PathLike) -> Pa
     ``metadata_props`` hold ``format``, ``config`` (the configuration as JSON) and ``n_loops`` (its default).
 
     Raises:
-        ImportError: where the libraries of ``mythos-lite[out]`` are missing.
+        ImportError: where the libraries onnx and onnxscript are missing.
         ValueError: for what is no model of this package, a path that does not end in ``.onnx``, or weights that are not
             finite float32.
         OSError: for a path that cannot be written.

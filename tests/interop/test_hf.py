@@ -364,7 +364,7 @@ assert "mythos_lite" not in sys.modules
 
 sys.modules["mythos_lite"] = None  # as if it were not installed
 message = refused(ImportError, trust_remote_code=True)
-assert message.startswith("this model needs the package mythos-lite: pip install 'mythos-lite[out]'"), message
+assert message.startswith("this model needs the package mythos-lite: in a clone of it, pip install ."), message
 del sys.modules["mythos_lite"]
 
 ids, logits = torch.load(wanted)
