@@ -30,8 +30,8 @@ from mythos_lite.training.trainer import build_model, train
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "llama_cpp.json"
 SEEDS = (50, 51)
-MODEL = llama_cpp_profile()
-TRAIN = {"steps": 3000, "ema_decay": 0.99}
+MODEL = llama_cpp_profile(n_core_layers=2)
+TRAIN = {"steps": 2000, "ema_decay": 0.99}
 LENGTHS, LOOPS, N_CHAINS = (2, 3, 4, 5, 6, 7, 8, 16, 32), (1, 2, 3, 4, 6, 8, 16, 32, 64), 1000
 ENGINE_LENGTHS, ENGINE_LOOPS, N_ENGINE_CHAINS = (2, 3, 4, 5, 6, 7, 8, 16), (1, 2, 4, 8, 32), 200
 CACHES = {"f16": 1, "f32": 0}
