@@ -27,7 +27,7 @@ ROOMS = {
         "display", "drawing", "exercise", "session", "holding", "summary", "study_figures",
         *(f"diagrams0{n}" for n in range(1, 7)), *(f"lesson0{n}" for n in range(1, 7)), "catalogue", "grading",
     ],
-    "interop": ["extras", "onnx"],
+    "interop": ["extras", "onnx", "quantize"],
 }  # fmt: skip
 """Rooms from the bottom up, their modules too."""
 ORDER = [*(f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names), "__main__"]

@@ -23,6 +23,7 @@ Shapes: B batch, T positions, V vocabulary, D width.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -44,6 +45,8 @@ from mythos_lite.model.moe import Routing
 
 OPSET = 20
 """Of ONNX 1.15; later ones bring nothing that is needed here, and fewer runtimes know them."""
+FOLDED = 64
+"""Size of the largest constant that is computed with while exporting. Weights stay as they are, quantised ones too."""
 MUST_BE = {"node_index_select": "n_loops_must_be_1_or_more", "node_embedding": "token_ids_must_be_in_the_vocabulary"}
 """Names of nodes, as traced and as written: what runtimes say where a lookup fails."""
 
@@ -61,23 +64,21 @@ def export_onnx(model: RecurrentDepthTransformer, path: str | os.PathLike) -> Pa
     """
     if not isinstance(model, RecurrentDepthTransformer):
         raise ValueError(f"model must be a RecurrentDepthTransformer, not {type(model).__name__}")
-    path, tensors = Path(path), model.state_dict()
+    path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"path={str(path)!r} is not possible: its name must end in .onnx")
     if (kind := model.embedding.weight.dtype) != torch.float32:
         raise ValueError(f"the weights are {kind}; only float32 runs everywhere, so convert them first: model.float()")
-    if flaw := find_flaw(tensors):
+    if flaw := find_flaw({name: x for name, x in model.state_dict().items() if x.is_floating_point()}):
         raise ValueError(f"{flaw}; nothing was written")
     for library in ("onnx", "onnxscript"):
         need(library)
     folder = make_folder(path.parent)
-    with torch.device("meta"):
-        twin = _WithLoop(model.config)
-    twin.load_state_dict({name: tensor.detach().cpu() for name, tensor in tensors.items()}, assign=True)
-    found = _onnx_model(twin.requires_grad_(False).eval())
+    twin = copy.deepcopy(model).requires_grad_(False).eval().cpu()
+    twin.__class__ = _WithLoop
     config = model.config.to_dict()
-    found.metadata_props.update(format=FORMAT, config=json.dumps(config), n_loops=str(config["n_loops"]))
-    write_files({folder / path.name: need("onnx_ir").to_proto(found).SerializeToString()})
+    about = {"format": FORMAT, "config": json.dumps(config), "n_loops": str(config["n_loops"])}
+    write_files({folder / path.name: _onnx_bytes(twin, about)})
     return path
 
 
@@ -137,19 +138,25 @@ class _WithLoop(RecurrentDepthTransformer):
         return AttentionContext(cos, sin, together & (back >= 0) & (back < window), causal=False)
 
 
-def _onnx_model(twin: _WithLoop) -> object:
-    """The ``onnx_ir.Model`` without what tracing noted about this machine's files."""
+def _onnx_bytes(twin: _WithLoop, about: dict[str, str]) -> bytes:
+    """The file, without what tracing noted about this machine, and without shapes that runtimes work out themselves."""
     names = {"input_names": ["token_ids", "n_loops"], "output_names": ["logits"]}
     free = {"token_ids": {0: "batch", 1: "length"}, "n_loops": {}}
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
+        found = torch.onnx.export(
             twin, (torch.zeros(2, 3, dtype=torch.int64), torch.tensor(2)), dynamo=True, opset_version=OPSET,
-            dynamic_shapes=free, verbose=False, **names,
-        )  # fmt: skip
-    need("onnx_ir").passes.common.ClearMetadataAndDocStringPass()(program.model)
-    for node in program.model.graph:
+            dynamic_shapes=free, verbose=False, optimize=False, **names,
+        ).model  # fmt: skip
+        need("onnxscript.optimizer").optimize_ir(found, input_size_limit=FOLDED)
+    need("onnx_ir").passes.common.ClearMetadataAndDocStringPass()(found)
+    found.metadata_props.update(about)
+    for node in found.graph:
         node.name = MUST_BE.get(node.name, node.name)
-    return program.model
+    written = need("onnx_ir").to_proto(found)
+    bodies = [part.g for node in written.graph.node for part in node.attribute if part.HasField("g")]
+    for graph in (written.graph, *bodies):
+        graph.ClearField("value_info")
+    return written.SerializeToString()
 
 
 @contextlib.contextmanager
