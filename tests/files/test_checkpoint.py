@@ -354,10 +354,10 @@ def test_pickle_in_a_checkpoint_is_never_executed(saved, tmp_path):
 
 
 def test_package_source_has_no_way_to_unpickle():
-    forbidden = re.compile(r"torch\.load\b|pickle|numpy\.load|np\.load|joblib|marshal|shelve|\beval\(|\bexec\(")
+    forbidden = re.compile(r"torch\.load\b|pickle|numpy\.load|np\.load|joblib|marshal|shelve|(?<!\.)\b(?:eval|exec)\(")
     for path in Path(mythos_lite.__file__).parent.rglob("*.py"):
-        # "unpickled" in a sentence is fine; the model's own .eval() is not a call of the builtin.
-        source = path.read_text(encoding="utf-8").replace("unpickled", "").replace(".eval()", "")
+        # "unpickled" in a sentence is fine; a method of an object is not the builtin.
+        source = path.read_text(encoding="utf-8").replace("unpickled", "")
         assert not forbidden.search(source), path.name
 
 
