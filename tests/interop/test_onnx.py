@@ -184,6 +184,6 @@ def test_a_path_that_cannot_be_written_is_told(tmp_path):
 
 def test_a_missing_library_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"pip install 'mythos-lite\[out\]'"):
+    with pytest.raises(ImportError, match=r"onnxscript is needed .*: pip install onnxscript$"):
         export_onnx(RecurrentDepthTransformer(ModelConfig()), tmp_path / "folder" / "a.onnx")
     assert not list(tmp_path.iterdir())
