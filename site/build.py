@@ -95,7 +95,7 @@ def dress(cell: nbformat.NotebookNode) -> None:
 
 def write_lesson(lessons, manifest: dict, index: int) -> None:
     """A lesson's page source, and its two downloads."""
-    lesson = manifest["lessons"][index]
+    lesson = lessons.every(manifest)[index]
     path = lessons.notebook_path(lesson)
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -124,7 +124,7 @@ def assemble(lessons, manifest: dict) -> None:
         target.write_text(keep_links(text, Path(name).parent, manifest["repository"]), encoding="utf-8")
     for image in (ROOT / "results").glob("*.png"):
         shutil.copy(image, SOURCE / "results")
-    for index in range(len(manifest["lessons"])):
+    for index in range(len(lessons.every(manifest))):
         write_lesson(lessons, manifest, index)
     index = (SITE / "index.md").read_text(encoding="utf-8")
     (SOURCE / "index.md").write_text(index.replace("LESSONS", lessons.lesson_table(manifest)), encoding="utf-8")

@@ -223,11 +223,11 @@ class RecurrentDepthTransformer(nn.Module):
         self, token_ids: Tensor, n_loops: int, context: AttentionContext, trace: bool, exit_policy: object | None
     ) -> ModelOutput:
         cache, counted = context.cache, context.counted
-        turns, readouts, changes, before = [], [], [], None
+        turns, readouts, changes, before, logits = [], [], [], None, None
         every = check_int("exit_policy.every", getattr(exit_policy, "every", 1), 1)
         for turn in self.turns(token_ids, n_loops, context):
             asked = exit_policy is not None and turn.loop % every == 0
-            logits = self.read_out(turn.output, context) if trace or asked or turn.loop == n_loops else None
+            logits = self.read_out(turn.output, context) if trace or asked else None
             if trace:
                 turns.append(turn)
                 readouts.append(logits)
@@ -238,6 +238,8 @@ class RecurrentDepthTransformer(nn.Module):
                 if exit_policy.settled(changes) and (cache is None or turn.loop >= cache.loops_run):
                     break
             before = logits if asked else before
+        if logits is None:
+            logits = self.read_out(turn.output, context)
         if cache is not None:
             cache.advance(token_ids.shape[1], turn.loop)
         found = None
