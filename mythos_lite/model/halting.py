@@ -37,12 +37,17 @@ class ActStep(NamedTuple):
     @property
     def output(self) -> Tensor:
         """(B, T, D) weighted sum of the states, in their type."""
-        return (self.before + self.left.unsqueeze(-1) * self.state.float()).to(self.state.dtype)
+        return mixture(self)
 
     @property
     def ponder_cost(self) -> Tensor:
         """(B, T) loops used plus remainder."""
         return self.updates + self.remainder
+
+
+def mixture(act: ActStep) -> Tensor:
+    """``act.output``, the weighted sum of the states so far: (B, T, D), in their type."""
+    return (act.before + act.left.unsqueeze(-1) * act.state.float()).to(act.state.dtype)
 
 
 class ActState:

@@ -39,7 +39,7 @@ from mythos_lite.model.attention import AttentionContext, MultiHeadLatentAttenti
 from mythos_lite.model.block import Block
 from mythos_lite.model.cache import Cache, CacheKey
 from mythos_lite.model.dilation import fold, unfold
-from mythos_lite.model.halting import ActHalting, ActState, ActStep, answer_change
+from mythos_lite.model.halting import ActHalting, ActState, ActStep, answer_change, mixture
 from mythos_lite.model.injection import Given, make_injection
 from mythos_lite.model.layers import rms_norm
 from mythos_lite.model.modes import Unfilled
@@ -58,17 +58,27 @@ class LoopStep(NamedTuple):
     @property
     def output(self) -> Tensor:
         """(B, T, D) what the coda reads if the loop ends here: the state, or ACT's weighted sum."""
-        return self.state if self.act is None else self.act.output
+        return output_of(self)
 
     @property
     def ponder_cost(self) -> Tensor | None:
         """(B, T) if the loop ends here; None without ACT."""
-        return None if self.act is None else self.act.ponder_cost
+        return ponder_cost_of(self)
 
     def residual(self) -> Tensor:
         """(B, T) relative residual ‖h_t − h_{t−1}‖ / ‖h_t‖ (Huginn, Parcae), float32."""
         h, before = self.state.float(), self.previous.float()
         return (h - before).norm(dim=-1) / h.norm(dim=-1).clamp(min=1e-30)
+
+
+def output_of(turn: LoopStep) -> Tensor:
+    """``turn.output`` for the model itself: torch.compile of 2.9 reads no properties of named tuples."""
+    return turn.state if turn.act is None else mixture(turn.act)
+
+
+def ponder_cost_of(turn: LoopStep) -> Tensor | None:
+    """``turn.ponder_cost``, likewise."""
+    return None if turn.act is None else turn.act.updates + turn.act.remainder
 
 
 class Trace(NamedTuple):
@@ -227,7 +237,7 @@ class RecurrentDepthTransformer(nn.Module):
         every = check_int("exit_policy.every", getattr(exit_policy, "every", 1), 1)
         for turn in self.turns(token_ids, n_loops, context):
             asked = exit_policy is not None and turn.loop % every == 0
-            logits = self.read_out(turn.output, context) if trace or asked else None
+            logits = self.read_out(output_of(turn), context) if trace or asked else None
             if trace:
                 turns.append(turn)
                 readouts.append(logits)
@@ -239,14 +249,14 @@ class RecurrentDepthTransformer(nn.Module):
                     break
             before = logits if asked else before
         if logits is None:
-            logits = self.read_out(turn.output, context)
+            logits = self.read_out(output_of(turn), context)
         if cache is not None:
             cache.advance(token_ids.shape[1], turn.loop)
         found = None
         if trace:
             states, residuals, routing = zip(*((t.state, t.residual(), t.routing) for t in turns), strict=True)
             found = Trace(torch.stack(states), torch.stack(residuals), torch.stack(readouts), routing)
-        return ModelOutput(logits, turn.loop, turn.ponder_cost, found)
+        return ModelOutput(logits, turn.loop, ponder_cost_of(turn), found)
 
     # ---------------------------------------------------------------- generation
 
