@@ -165,7 +165,7 @@ def _add_finetune(commands: argparse._SubParsersAction) -> None:
     tune.add_argument("--base", default="mod7", help=what)
     what = "4 holds the base in four bits (NF4) while it is adapted (QLoRA); 32 is plain LoRA (default: %(default)s)"
     tune.add_argument("--bits", type=int, default=32, help=what)
-    tune.add_argument("--steps", type=int, default=400, help="of training (default: %(default)s)")
+    tune.add_argument("--steps", type=int, default=600, help="of training (default: %(default)s)")
     what = "adapters, batches and the tenth that is held out follow from it (default: %(default)s)"
     tune.add_argument("--seed", type=int, default=0, help=what)
     tune.add_argument("--out", metavar="DIR", help="where to write (default: runs/finetune-CSV-seedN)")

@@ -61,6 +61,7 @@ def export_onnx(model: RecurrentDepthTransformer, path: str | os.PathLike) -> Pa
         ValueError: for what is no model of this package, a path that does not end in ``.onnx``, or weights that are not
             finite float32.
         OSError: for a path that cannot be written.
+        RuntimeError: where the exporter of this torch knows no loops, as that of 2.9; that of 2.13 does.
     """
     if not isinstance(model, RecurrentDepthTransformer):
         raise ValueError(f"model must be a RecurrentDepthTransformer, not {type(model).__name__}")
