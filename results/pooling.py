@@ -54,7 +54,8 @@ def summarise(records: Iterable[dict]) -> dict:
         entry["seeds"].append(record["seed"])
         took = record["provenance"]["seconds"]
         entry["seconds"].append(round(took["training"] + took["sweep"]))
-        entry["cpu_seconds"].append(None if record.get("resumed") else took.get("training, CPU"))
+        whole_on_cpu = record["provenance"].get("device", "cpu") == "cpu" and not record.get("resumed")
+        entry["cpu_seconds"].append(took.get("training, CPU") if whole_on_cpu else None)
         entry["errors"] += [record["error"]] if "error" in record else []
         for name, n_loops in (("radii", 32), ("residuals", 64)):
             entry[name].append(dict(record.get(name, [])).get(n_loops))

@@ -198,7 +198,7 @@ def _parameters(entry: Entry) -> str:
 
 
 def _minutes(entry: Entry) -> str:
-    """The shortest and the longest training; the first records have no CPU time."""
+    """The shortest and the longest training; the first records have no CPU time, nor have those of a GPU."""
     return _range([seconds and seconds / 60 for seconds in entry["cpu_seconds"]], ".1f")
 
 

@@ -25,7 +25,7 @@ from mythos_lite.model.loop import LoopStep, RecurrentDepthTransformer
 from mythos_lite.task.chains import Batch, make_generator
 from mythos_lite.task.loss import chain_loss, loss_of_turns
 
-NOISE = 0.1
+NOISE = 0.2
 """Standard deviation, where the states of a trained model with a tanh lie near ±1."""
 REST_WEIGHT, JACOBIAN_WEIGHT = 0.1, 0.01
 _POWER_STEPS, _STEP = 3, 1e-2
