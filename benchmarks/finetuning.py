@@ -73,7 +73,10 @@ def main() -> None:
                     print(json.dumps(row), file=sys.stderr, flush=True)
                     rows.append(row)
     took = {"all, CPU": time.process_time() - started}
-    found = {"rows": rows, "provenance": provenance(["python", "benchmarks/finetuning.py"], source, torch.device("cpu"), took)}
+    found = {
+        "rows": rows,
+        "provenance": provenance(["python", "benchmarks/finetuning.py"], source, torch.device("cpu"), took),
+    }
     write_files({RESULT: (json.dumps(found, indent=1) + "\n").encode()})
 
 

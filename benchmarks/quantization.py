@@ -1,6 +1,6 @@
 """What 8 and 4 bits cost in answers, loop by loop, in bytes and in time.
 
-    python benchmarks/quantization.py   # writes results/quantization.json and prints it as tables; an hour of one core
+    python benchmarks/quantization.py   # writes results/quantization.json; an hour of one core
 
 Three models: the shipped ``mod7``, and two trainings of the recipe ``fixed`` on one seed, the second with noise on the
 state (``study.cures.noisy_loss``). What is done lies in ``runs/quantization``, from where an interrupted run goes on;
@@ -163,38 +163,6 @@ def latency(model: RecurrentDepthTransformer) -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------- tables
-
-
-def accuracies(row: dict) -> dict[tuple[int, int], float]:
-    return {(n, loops): correct / chains for n, loops, chains, correct in row["counts"]}
-
-
-def table(columns: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *lines])
-
-
-def tables(rows: list[dict], times: list[dict], needed: Callable[[int], int]) -> str:
-    found, first = [], {row["model"]: accuracies(row) for row in reversed(rows) if row["form"] == "float32"}
-    asked = [(8, needed(8)), (16, needed(16)), (32, needed(32)), (64, needed(64)), (64, 64), (16, 64)]
-    for row in rows:
-        own, reference = accuracies(row), first[row["model"]]
-        lost = [max((reference[n, at(n)] - own[n, at(n)], n) for n in LENGTHS) for at in (needed, lambda n: LOOPS[-1])]
-        found.append([
-            row["model"], row["form"], f"{row['onnx_bytes']:,}", *(f"{own[pair]:.3f}" for pair in asked),
-            *(f"{100 * points:.1f} ({n})" for points, n in lost),
-        ])  # fmt: skip
-    columns = ["model", "form", "bytes", *(f"{n} @ {loops}" for n, loops in asked)]
-    columns += ["most points lost, needed loops (digits)", "most points lost, 64 loops (digits)"]
-    parts = [table(columns, found)]
-    for n in (8, 32):
-        loops = sorted({*LOOPS, needed(n)})
-        lines = [[row["model"], row["form"], *(f"{accuracies(row)[n, t]:.3f}" for t in loops)] for row in rows]
-        parts.append(f"{n} digits:\n\n" + table(["model", "form", *(f"{t} loops" for t in loops)], lines))
-    lines = [[r["runtime"], r["form"], str(r["ms"]), "{1} ({0} to {2})".format(*r["ratio"])] for r in times]
-    return "\n\n".join([*parts, table(["runtime", "form", "ms", "times float32"], lines)])
-
-
 def main() -> None:
     torch.set_num_threads(1)
     source, clock = source_hash(), [time.process_time()]
@@ -208,7 +176,6 @@ def main() -> None:
     made = provenance(["python", "benchmarks/quantization.py"], source, torch.device("cpu"), seconds)
     made["onnxruntime"] = onnxruntime.__version__
     write_files({RESULT: (json.dumps({"rows": rows, "latency": times, "provenance": made}) + "\n").encode()})
-    print(tables(rows, times, models["mod7"].config.loops_needed))
 
 
 if __name__ == "__main__":

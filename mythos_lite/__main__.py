@@ -16,6 +16,7 @@ import torch
 
 from mythos_lite import __version__
 from mythos_lite.checks import NonFiniteError, check_choice, check_int
+from mythos_lite.files.checkpoint import open_checkpoint
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.study.experiment import run_experiment, run_folder
 from mythos_lite.study.plan import STUDIES, chosen_runs, experiment_run
@@ -23,6 +24,7 @@ from mythos_lite.study.records import check_together, disagreements, find_record
 from mythos_lite.study.report import seed_tables
 from mythos_lite.study.run import Run
 from mythos_lite.study.workers import MOST_AT_ONCE, RESULTS, run_study
+from mythos_lite.task.chains import ChainTask
 from mythos_lite.training.parallel import is_first, process_group
 from mythos_lite.training.recipes import RECIPES
 from mythos_lite.training.state import STATE_FILE
@@ -344,8 +346,21 @@ def _export(args: argparse.Namespace) -> int:
     else:
         from mythos_lite.interop.gguf import export_gguf as export
     options = {} if args.loops is None else {"n_loops": args.loops}
+    if args.format == "gguf":
+        options["task"] = _digits_of(args.model)
     print(f"written to {export(model, args.out, **options)}")
     return 0
+
+
+def _digits_of(model: str) -> ChainTask | None:
+    """The task that a checkpoint's notes name, if it is one of digits."""
+    notes = open_checkpoint(model).notes.get("task")
+    try:
+        kind, fields = notes["kind"], {name: value for name, value in notes.items() if name != "kind"}
+        task = ChainTask(**fields) if kind == ChainTask.__name__ else None
+    except (TypeError, KeyError, ValueError):  # notes may say anything
+        return None
+    return task if task and task.n_symbols <= 10 else None
 
 
 def _grade(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 sys.path[:0] = [str(ROOT), str(FOLDER)]
 
+import elsewhere  # noqa: E402
 import figures  # noqa: E402
 import pooling  # noqa: E402
 import tables  # noqa: E402
@@ -27,6 +28,11 @@ from mythos_lite.lessons import summary  # noqa: E402
 from mythos_lite.measure.plots import to_png  # noqa: E402
 from mythos_lite.study.report import seed_tables  # noqa: E402
 
+ELSEWHERE = {
+    "cuda": ("cuda.json", elsewhere.cuda_table),
+    "llama models": ("llama_cpp.json", elsewhere.llama_models_table),
+    "llama.cpp": ("llama_cpp.json", elsewhere.llama_cpp_table),
+}
 DOCUMENTS = (ROOT / "README.md", FOLDER / "README.md")
 
 
@@ -42,6 +48,8 @@ def built() -> dict[Path, bytes]:
     made["spans"] = tables.spans_table(json.loads((FOLDER / "spans.json").read_text(encoding="utf-8"))["rows"])
     measured = json.loads(bench.RESULT.read_text(encoding="utf-8"))["parts"]
     made["bench"] = bench.shown([row for part in measured.values() for row in part["rows"]]) + "\n"
+    for name, (file, table) in ELSEWHERE.items():
+        made[name] = table(json.loads((FOLDER / file).read_text(encoding="utf-8")))
     made |= {"recipes": seed_tables(dense, per_seed=False), "recipes, each seed": seed_tables(single, per_seed=True)}
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")

@@ -12,7 +12,10 @@ It knows no prelude, coda, window, injection, activation of the state, experts o
 configurations without. It keeps keys and values in half precision, which moved the logits of trained models by up to
 .34 (at 32 loops); with ``type_k=0, type_v=0``, float32, by 3e-4 at most. ``n_ctx`` and ``n_batch`` (512 unless given)
 must be layers times loops or more: llama.cpp allows 40 operations per token of a batch, and ends the process where it
-needs more. So it does if it is asked for text, since the file has no tokenizer.
+needs more. So it does if it is asked for text and the file has no tokenizer, which it has for a task of digits::
+
+    export_gguf(model, "model.gguf", task=ChainTask())
+    llama_cpp.Llama("model.gguf").create_completion("351=", max_tokens=1)
 
 ========================  ==============================================================
 here                      in the file (GGUF specification, ggml's docs/gguf.md)
@@ -40,6 +43,7 @@ from mythos_lite.interop.extras import need
 from mythos_lite.model.layers import NORM_EPS
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.model.modes import Unfilled
+from mythos_lite.task.chains import ChainTask
 
 ARCHITECTURE = "nanbeige"
 MAX_LAYERS = 512
@@ -56,6 +60,9 @@ _FIELDS = {
     "rope.freq_base": "rope_theta", "vocab_size": "vocab_size", "num_loops": "n_loops",
 }  # fmt: skip
 _PAD = "tokenizer.ggml.padding_token_id"
+_START, _EQUALS, _PADDING = "<s>", "=", "<pad>"
+_NORMAL, _CONTROL = 1, 3
+"""Kinds of tokens (llama.cpp's include/llama.h); control tokens are not read from a text."""
 _LAYER = {
     "attention_norm": "attn_norm", "attention.query": "attn_q", "attention.key": "attn_k", "attention.value": "attn_v",
     "attention.out": "attn_output", "ffn_norm": "ffn_norm", "ffn.gate": "ffn_gate", "ffn.up": "ffn_up",
@@ -68,14 +75,19 @@ def llama_cpp_profile(**changes: object) -> ModelConfig:
     return ModelConfig(**{**PROFILE, **changes})
 
 
-def export_gguf(model: RecurrentDepthTransformer, path: str | os.PathLike, n_loops: int | None = None) -> Path:
+def export_gguf(
+    model: RecurrentDepthTransformer, path: str | os.PathLike, n_loops: int | None = None,
+    task: ChainTask | None = None,
+) -> Path:  # fmt: skip
     """Write the model in float32, with ``n_loops`` (its configuration's if not given), whole or not at all.
 
     The file says all of the configuration but ``initializer_range``; rope_theta and the norms' ε are float32 in it.
+    With a ``task``, whose symbols must be digits, it has a tokenizer: START comes before a text by itself, ``=`` is EQ,
+    and other signs are passed over. Of a conversation the last message is the text.
 
     Raises:
         ValueError: for a model that llama.cpp cannot run, with all fields that stand in the way; for more than
-            ``MAX_LAYERS`` layers times loops; for weights that are not float32 or not finite.
+            ``MAX_LAYERS`` layers times loops; for weights that are not float32 or not finite; for another model's task.
         OSError: for a path that cannot be written.
         ImportError: where the library gguf is missing.
     """
@@ -83,6 +95,7 @@ def export_gguf(model: RecurrentDepthTransformer, path: str | os.PathLike, n_loo
     if not isinstance(model, RecurrentDepthTransformer):
         raise ValueError(f"model must be a RecurrentDepthTransformer, not {type(model).__name__}")
     config = _fitting(model.config, n_loops)
+    values = {**_metadata(config), **({} if task is None else _tokenizer(task, config))}
     tensors, names = model.state_dict(), _names(config.n_core_layers)
     if tensors.keys() != names.keys():
         raise ValueError("the weights are not those of the configuration; merge adapters and undo quantization first")
@@ -95,8 +108,9 @@ def export_gguf(model: RecurrentDepthTransformer, path: str | os.PathLike, n_loo
     folder = make_folder(path.parent)
     with tempfile.TemporaryDirectory() as staging:
         writer = gguf.GGUFWriter(Path(staging) / "model.gguf", ARCHITECTURE)
-        adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        for key, value in _metadata(config).items():
+        adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+                  list: writer.add_array}  # fmt: skip
+        for key, value in values.items():
             adders[type(value)](key, value)
         for name, tensor in tensors.items():
             tensor = _reordered(name, tensor.detach().cpu(), config, (2, -1))
@@ -173,6 +187,28 @@ def _metadata(config: ModelConfig) -> dict[str, bool | int | float | str]:
     pad = {} if config.pad_token_id is None else {_PAD: config.pad_token_id}
     named = {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
     return {"general.name": "mythos-lite", **named, "tokenizer.ggml.model": "none", **pad}
+
+
+def _tokenizer(task: ChainTask, config: ModelConfig) -> dict[str, bool | int | str | list]:
+    """Keys and values of a tokenizer of digits; ``ValueError`` for a task that is not one, or not the model's.
+
+    Of the kinds that llama.cpp knows ``gpt2`` passes over signs that are no token, while ``llama`` ends the process. It
+    must have a merge; this one makes no token, so that it is never done.
+    """
+    if not isinstance(task, ChainTask) or task.n_symbols > 10:
+        raise ValueError(f"task={task!r} has no digits to write; use a ChainTask of at most 10 symbols")
+    task.check_fit(config, 1)
+    pieces = {**{digit: (str(digit), _NORMAL) for digit in range(task.n_symbols)}, task.eq_id: (_EQUALS, _NORMAL),
+              task.start_id: (_START, _CONTROL), task.pad_id: (_PADDING, _CONTROL)}  # fmt: skip
+    texts, kinds = zip(*(pieces.get(i, (f"<{i}>", _CONTROL)) for i in range(config.vocab_size)), strict=True)
+    values = {
+        "model": "gpt2", "pre": "default", "tokens": [*texts], "token_type": [*kinds],
+        "merges": [f"{_EQUALS} {_EQUALS}"],
+        "bos_token_id": task.start_id, "eos_token_id": task.pad_id, "padding_token_id": task.pad_id,
+        "add_bos_token": task.start_token, "add_eos_token": False, "add_space_prefix": False,
+    }  # fmt: skip
+    named = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    return {**named, "tokenizer.chat_template": "{{ messages[-1]['content'] }}"}
 
 
 def _config(values: dict, path: str | os.PathLike) -> ModelConfig:

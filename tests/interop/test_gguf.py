@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mythos_lite import RecurrentDepthTransformer
+from mythos_lite import ChainTask, RecurrentDepthTransformer
+from mythos_lite.__main__ import main
 from mythos_lite.files.checkpoint import CheckpointError
 from mythos_lite.interop.gguf import MAX_LAYERS, export_gguf, llama_cpp_profile, read_gguf
 
@@ -107,6 +108,37 @@ def test_the_file_says_what_llama_cpp_asks_for(tmp_path):
     rows = [8 * head + channel for head in range(2) for pair in range(4) for channel in (pair, pair + 4)]
     assert torch.equal(torch.tensor(tensors["blk.1.attn_k.weight"].data), model.core[1].attention.key.weight[rows])
     assert torch.equal(torch.tensor(tensors["blk.1.attn_v.weight"].data), model.core[1].attention.value.weight)
+
+
+@pytest.mark.parametrize("start_token", [True, False])
+def test_the_tokenizer_of_a_task_of_digits(start_token, tmp_path):
+    task, model = ChainTask(modulus=3, n_symbols=4, start_token=start_token), make_model(vocab_size=9, pad_token_id=6)
+    path = export_gguf(model, tmp_path / "model.gguf", task=task)
+    values = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+    found = {name.split(".", 2)[2]: value for name, value in values.items() if name.startswith("tokenizer.ggml.")}
+    assert found == {
+        "model": "gpt2", "pre": "default", "merges": ["= ="],
+        "tokens": ["0", "1", "2", "3", "<s>", "=", "<pad>", "<7>", "<8>"],
+        "token_type": [1, 1, 1, 1, 3, 1, 3, 3, 3], "bos_token_id": 4, "eos_token_id": 6,
+        "padding_token_id": 6, "add_bos_token": start_token, "add_eos_token": False, "add_space_prefix": False,
+    }  # fmt: skip
+    assert read_gguf(path).config == model.config
+
+
+@pytest.mark.parametrize("task", [ChainTask(n_symbols=11, modulus=11), ChainTask(n_symbols=5, modulus=5), "digits"])
+def test_a_task_that_is_not_the_models_or_has_no_digits_is_refused(task, tmp_path):
+    with pytest.raises(ValueError, match="task"):
+        export_gguf(make_model(), tmp_path / "model.gguf", task=task)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_takes_the_tokenizer_from_the_notes(tmp_path):
+    task = {"kind": "ChainTask", **dataclasses.asdict(ChainTask())}
+    for notes, model in (({"task": task}, "gpt2"), ({}, "none"), ({"task": {"kind": "ChainTask", "n": 1}}, "none")):
+        make_model().save_pretrained(tmp_path / model / str(len(notes)), **notes)
+        path = tmp_path / "model.gguf"
+        assert main(["export", "gguf", str(tmp_path / model / str(len(notes))), str(path)]) == 0
+        assert gguf.GGUFReader(path).fields["tokenizer.ggml.model"].contents() == model
 
 
 # ---------------------------------------------------------------- what is not written
@@ -291,3 +323,17 @@ def test_llama_cpp_runs_as_many_loops_as_the_file_says_and_continues_as_we_do(tm
     llama = open_in_llama_cpp(path, type_k=0, type_v=0)
     answers = [token for token, _ in zip(llama.generate(ids[0].tolist(), temp=0.0), range(6), strict=False)]
     assert answers == model.generate(ids, n_loops=5, max_new_tokens=6)[0, ids.shape[1] :].tolist()
+
+
+def test_llama_cpp_answers_a_text_as_we_answer_its_tokens(tmp_path):
+    model, task = make_model("two layers"), ChainTask()
+    llama = open_in_llama_cpp(export_gguf(model, tmp_path / "model.gguf", 5, task), type_k=0, type_v=0)
+    chains = torch.tensor([[3, 5, 1], [0, 6, 6]])
+    for chain, ids in zip(chains.tolist(), task.encode(chains).token_ids, strict=True):
+        for text in ("".join(map(str, chain)) + "=", " ".join(map(str, chain)) + " =", "".join(map(str, chain)) + "x="):
+            assert llama.tokenize(text.encode()) == ids.tolist()
+        expected = model.generate(ids.unsqueeze(0), n_loops=5, max_new_tokens=1)[0, -1].item()
+        llama.reset()
+        assert next(llama.generate(ids.tolist(), temp=0.0)) == expected
+        if expected < task.n_symbols:
+            assert llama.create_completion(text, max_tokens=1, temperature=0.0)["choices"][0]["text"] == str(expected)
