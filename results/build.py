@@ -29,6 +29,7 @@ from mythos_lite.measure.plots import to_png  # noqa: E402
 from mythos_lite.study.report import seed_tables  # noqa: E402
 
 ELSEWHERE = {
+    "steps": ("step_errors.json", elsewhere.step_errors_table),
     "cuda": ("cuda.json", elsewhere.cuda_table),
     "llama models": ("llama_cpp.json", elsewhere.llama_models_table),
     "llama.cpp": ("llama_cpp.json", elsewhere.llama_cpp_table),

@@ -1,4 +1,4 @@
-"""Tables of what was measured outside the study: on a GPU, in fewer bits, after fine-tuning, in llama.cpp."""
+"""Tables of what was measured outside the study: single steps, on a GPU, in fewer bits, fine-tuned, in llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from mythos_lite.study.report import markdown
 
 Counts = dict[tuple[int, int], tuple[int, int]]
 """Digits and loops → right answers, and chains."""
+
+
+def step_errors_table(found: dict) -> str:
+    """Right steps among those whose parts were right, by elements in the product."""
+    models: dict[str, list[dict]] = {}
+    for row in found["rows"]:
+        models.setdefault(f"{row['rung']}, seed {row['seed']}", []).append(row)
+    sizes = [f"{row['n_elements']} elements" for row in next(iter(models.values()))]
+    lines = [
+        [name, *(f"{row['n_right'] / row['n_steps']:.4f} of {row['n_steps']:,}" for row in rows)]
+        for name, rows in models.items()
+    ]
+    return markdown(["right, if both parts were", *sizes], lines)
 
 
 def cuda_table(found: dict) -> str:
