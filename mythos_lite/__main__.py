@@ -16,7 +16,7 @@ import torch
 
 from mythos_lite import __version__
 from mythos_lite.checks import NonFiniteError, check_choice, check_int
-from mythos_lite.files.checkpoint import open_checkpoint
+from mythos_lite.files.checkpoint import CONFIG_FILE, WEIGHTS_FILE, open_checkpoint
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.study.experiment import run_experiment, run_folder
 from mythos_lite.study.plan import STUDIES, chosen_runs, experiment_run
@@ -24,7 +24,6 @@ from mythos_lite.study.records import check_together, disagreements, find_record
 from mythos_lite.study.report import seed_tables
 from mythos_lite.study.run import Run
 from mythos_lite.study.workers import MOST_AT_ONCE, RESULTS, run_study
-from mythos_lite.task.chains import ChainTask
 from mythos_lite.training.parallel import is_first, process_group
 from mythos_lite.training.recipes import RECIPES
 from mythos_lite.training.state import STATE_FILE
@@ -338,29 +337,27 @@ def _export(args: argparse.Namespace) -> int:
     check_choice("FORMAT", args.format, FORMATS)
     if args.loops is not None and args.format != "gguf":
         raise ValueError(f"--loops is for gguf: {args.format} takes the loop count where the model is called")
-    model = RecurrentDepthTransformer.from_pretrained(args.model)
+    if not args.out:
+        raise ValueError("OUT is empty; name what to write")
+    found, model, options = open_checkpoint(args.model), RecurrentDepthTransformer.from_pretrained(args.model), {}
     if args.format == "transformers":
         from mythos_lite.interop.hf import export_transformers as export
+
+        if any((Path(args.out) / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+            raise ValueError(f"{args.out} holds a checkpoint; name another folder")
+        options = found.notes
     elif args.format == "onnx":
         from mythos_lite.interop.onnx import export_onnx as export
+
+        model = model.float()  # which runs everywhere
     else:
+        from mythos_lite.interop.csv_chains import digits_of
         from mythos_lite.interop.gguf import export_gguf as export
-    options = {} if args.loops is None else {"n_loops": args.loops}
-    if args.format == "gguf":
-        options["task"] = _digits_of(args.model)
+
+        model, task = model.float(), digits_of(found) if "task" in found.notes else None
+        options = {"n_loops": args.loops, "task": task if task and task.n_symbols <= 10 else None}
     print(f"written to {export(model, args.out, **options)}")
     return 0
-
-
-def _digits_of(model: str) -> ChainTask | None:
-    """The task that a checkpoint's notes name, if it is one of digits."""
-    notes = open_checkpoint(model).notes.get("task")
-    try:
-        kind, fields = notes["kind"], {name: value for name, value in notes.items() if name != "kind"}
-        task = ChainTask(**fields) if kind == ChainTask.__name__ else None
-    except (TypeError, KeyError, ValueError):  # notes may say anything
-        return None
-    return task if task and task.n_symbols <= 10 else None
 
 
 def _grade(args: argparse.Namespace) -> int:

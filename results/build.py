@@ -30,9 +30,12 @@ from mythos_lite.study.report import seed_tables  # noqa: E402
 
 ELSEWHERE = {
     "steps": ("step_errors.json", elsewhere.step_errors_table),
+    "rounded": ("step_errors.json", elsewhere.rounded_table),
     "cuda": ("cuda.json", elsewhere.cuda_table),
     "llama models": ("llama_cpp.json", elsewhere.llama_models_table),
     "llama.cpp": ("llama_cpp.json", elsewhere.llama_cpp_table),
+    "bits": ("quantization.json", elsewhere.quantization_table),
+    "bits, time": ("quantization.json", elsewhere.latency_table),
 }
 DOCUMENTS = (ROOT / "README.md", FOLDER / "README.md")
 

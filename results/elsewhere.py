@@ -13,7 +13,7 @@ Counts = dict[tuple[int, int], tuple[int, int]]
 def step_errors_table(found: dict) -> str:
     """Right steps among those whose parts were right, by elements in the product."""
     models: dict[str, list[dict]] = {}
-    for row in found["rows"]:
+    for row in found["steps"]:
         models.setdefault(f"{row['rung']}, seed {row['seed']}", []).append(row)
     sizes = [f"{row['n_elements']} elements" for row in next(iter(models.values()))]
     lines = [
@@ -21,6 +21,13 @@ def step_errors_table(found: dict) -> str:
         for name, rows in models.items()
     ]
     return markdown(["right, if both parts were", *sizes], lines)
+
+
+def rounded_table(found: dict) -> str:
+    """Accuracy of the models whose states are rounded after every loop."""
+    rows = [(f"{row['rung']}, seed {row['seed']}", row["counts"]) for row in found["rounded"]]
+    lines = [[name, *(f"{right / chains:.3f}" for _, _, chains, right in counts)] for name, counts in rows]
+    return markdown(["rounded after every loop", *(f"{n} @ {n_loops}" for n, n_loops, *_ in rows[0][1])], lines)
 
 
 def cuda_table(found: dict) -> str:
@@ -103,36 +110,26 @@ def finetuning_table(found: dict) -> str:
     return markdown(columns, lines)
 
 
-_BITS_ASKED = ((8, 6), (16, 14), (32, 30), (64, 62), (8, 64), (64, 64))
-
-
-def _accuracies(row: dict) -> dict[tuple[int, int], float]:
-    return {(n, n_loops): right / chains for n, n_loops, chains, right in row["counts"]}
+_BITS_ASKED = ((8, 8), (8, 16), (8, 64), (16, 16), (16, 64), (32, 32), (32, 64), (64, 64))
 
 
 def quantization_table(found: dict) -> str:
-    """Accuracy by form; and what is lost at most, over all lengths, with as many loops as needed and with 64."""
+    """Accuracy by form; and what is lost at most, with as many loops as digits and with 64."""
     lines, first = [], {row["model"]: _accuracies(row) for row in found["rows"] if row["bits"] == 32}
     for row in found["rows"]:
         own, reference = _accuracies(row), first[row["model"]]
         lost = []
-        for loops in (lambda n: max(1, n - 2), lambda n: 64):
-            points, n = max((reference[n, loops(n)] - own[n, loops(n)], -n) for n in {n for n, _ in own})
+        for asked in ([(n, n) for n in (2, 4, 8, 16, 32, 64)], [(n, 64) for n in sorted({n for n, _ in own})]):
+            points, n = max((reference[pair] - own[pair], -pair[0]) for pair in asked)
             lost.append(f"{100 * points:.1f} ({-n} digits)" if points > 0 else "0")
         cells = [f"{own[pair]:.3f}" for pair in _BITS_ASKED]
         lines.append([row["model"], row["form"], f"{row['onnx_bytes']:,}", *cells, *lost])
     columns = ["model", "form", "bytes as ONNX", *(f"{n} @ {loops}" for n, loops in _BITS_ASKED)]
-    return markdown([*columns, "most points lost, needed loops", "most points lost, 64 loops"], lines)
+    return markdown([*columns, "most points lost, loops as digits", "most points lost, 64 loops"], lines)
 
 
-def loop_by_loop_table(found: dict) -> str:
-    """Accuracy on 32 digits at each loop count, of every form."""
-    asked = sorted({n_loops for row in found["rows"] for n, n_loops, *_ in row["counts"] if n == 32 and n_loops >= 16})
-    lines = [
-        [row["model"], row["form"], *(f"{_accuracies(row)[32, n_loops]:.3f}" for n_loops in asked)]
-        for row in found["rows"]
-    ]
-    return markdown(["32 digits: model", "form", *(f"@ {n_loops}" for n_loops in asked)], lines)
+def _accuracies(row: dict) -> dict[tuple[int, int], float]:
+    return {(n, n_loops): right / chains for n, n_loops, chains, right in row["counts"]}
 
 
 def latency_table(found: dict) -> str:

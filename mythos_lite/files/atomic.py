@@ -77,6 +77,9 @@ def write_files(contents: dict[Path, bytes]) -> None:
         for folder in sorted({path.parent for path in contents}) if len(contents) > 1 else ():
             locks.enter_context(only_writer(folder))
         try:
+            for path in contents:
+                if path.is_dir():  # which would show only when others have taken their places
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             for path, content in contents.items():
                 with open(staged[path], "xb") as file:
                     file.write(content)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mythos_lite.files.checkpoint import Checkpoint
 from mythos_lite.task.chains import Batch, ChainTask, make_generator
 
 COLUMNS = ["chain", "answer"]
@@ -15,6 +16,18 @@ FEWEST_CHAINS = 100
 MOST_LISTED = 10
 Chains = dict[tuple[int, ...], int]
 """The answer of each chain."""
+
+
+def digits_of(found: Checkpoint) -> ChainTask | None:
+    """The tokens of a model of digit chains, as a task whose answers nobody reads; ``None`` for another model.
+
+    Notes may say anything. A model that was fine-tuned here says the kind ``"file"``.
+    """
+    notes, n = found.notes.get("task"), (found.config.pad_token_id or 0) - 2
+    notes = notes if isinstance(notes, dict) else {}
+    if notes.get("kind", "file") not in ("ChainTask", "file") or n < 2:
+        return None
+    return ChainTask(modulus=n, n_symbols=n, start_token=notes.get("start_token", True))
 
 
 def read_chains(path: str | os.PathLike, n_symbols: int, most_digits: int) -> Chains:
@@ -30,7 +43,10 @@ def read_chains(path: str | os.PathLike, n_symbols: int, most_digits: int) -> Ch
     """
     try:
         lines = csv.reader(io.StringIO(Path(path).read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        rows = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
+        rows, first = [], 1
+        for row in lines:  # one in quotes may have several lines
+            rows += [(first, row)] if any(cell.strip() for cell in row) else []
+            first = lines.line_num + 1
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
     if not rows or [cell.strip() for cell in rows[0][1]] != COLUMNS:

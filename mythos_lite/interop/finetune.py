@@ -27,7 +27,7 @@ from mythos_lite.checks import NonFiniteError, reject
 from mythos_lite.config import TrainConfig
 from mythos_lite.files.atomic import make_folder, only_writer
 from mythos_lite.files.checkpoint import CONFIG_FILE, WEIGHTS_FILE, open_checkpoint
-from mythos_lite.interop.csv_chains import encode_chains, read_chains, split_chains, take
+from mythos_lite.interop.csv_chains import digits_of, encode_chains, read_chains, split_chains, take
 from mythos_lite.interop.extras import need
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.model.modes import own_derivatives
@@ -103,11 +103,8 @@ def finetune(
 def _open_base(base: str | os.PathLike) -> tuple[RecurrentDepthTransformer, ChainTask]:
     """The model, and a task of its tokens, whose answers nobody reads; ``ValueError`` for a model of another task."""
     found = open_checkpoint(base)
-    notes, n = found.notes.get("task"), (found.config.pad_token_id or 0) - 2
-    notes = notes if isinstance(notes, dict) else {}
-    if notes.get("kind", "file") not in ("ChainTask", "file") or n < 2:
+    if (task := digits_of(found)) is None:
         raise ValueError(f"base={str(base)!r} is not a model of digit chains, such as 'mod7'")
-    task = ChainTask(modulus=n, n_symbols=n, start_token=notes.get("start_token", True))
     task.check_fit(found.config, 1)
     return RecurrentDepthTransformer.from_pretrained(base).float(), task
 

@@ -142,6 +142,8 @@ def read_gguf(path: str | os.PathLike) -> RecurrentDepthTransformer:
     config = _config(values, path)
     if config.n_core_layers > len(tensors):
         raise CheckpointError(f"{path} says that it has {config.n_core_layers} layers, more than it has weights")
+    if config.n_core_layers * config.n_loops > MAX_LAYERS:
+        raise CheckpointError(f"{path} asks for {config.n_loops:,} loops; llama.cpp runs {MAX_LAYERS} layers at most")
     ours = {theirs: name for name, theirs in _names(config.n_core_layers).items()}
     tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
     if flaw := find_flaw(tensors):
@@ -235,6 +237,7 @@ def _open(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
+        _check_counts(memoryview(path.read_bytes()))
         reader = gguf.GGUFReader(path)
         values = {name: field.contents() for name, field in reader.fields.items()}
         other = [f"{tensor.name} is {tensor.tensor_type.name}" for tensor in reader.tensors if tensor.tensor_type != 0]
@@ -244,6 +247,49 @@ def _open(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     if other:
         raise CheckpointError(f"{path}: the weight {other[0]}, and this reads F32 alone")
     return values, tensors
+
+
+def _check_counts(content: memoryview) -> None:
+    """``ValueError`` for a file that announces more than it holds, which the library would read for hours.
+
+    That is the header of GGUF's specification (ggml's docs/gguf.md): magic, version, tensors, keys, and then for each
+    key its name, the kind of its value, and the value.
+    """
+    sizes, text, array = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}, 8, 9
+    at = 0
+
+    def number(size: int) -> int:
+        nonlocal at
+        skip(size)
+        return int.from_bytes(content[at - size : at], "little")
+
+    def skip(size: int) -> None:
+        nonlocal at
+        if size > len(content) - at:
+            raise ValueError("it announces more than it holds")
+        at += size
+
+    def skip_value(kind: int, count: int = 1) -> None:
+        if kind == text:
+            if 8 * count > len(content) - at:
+                raise ValueError("it announces more than it holds")
+            for _ in range(count):
+                skip(number(8))
+        elif kind in sizes:
+            skip(sizes[kind] * count)
+        else:
+            raise ValueError(f"it has a value of the kind {kind}, which no model has")
+
+    skip(8)
+    n_tensors, n_keys = number(8), number(8)
+    if 24 * n_tensors + 12 * n_keys > len(content):
+        raise ValueError("it announces more than it holds")
+    for _ in range(n_keys):
+        skip_value(text)
+        if (kind := number(4)) == array:
+            skip_value(number(4), number(8))
+        else:
+            skip_value(kind)
 
 
 def _names(n_layers: int) -> dict[str, str]:

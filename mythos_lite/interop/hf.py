@@ -241,7 +241,7 @@ def _generation(config: ModelConfig) -> dict:
     return {"pad_token_id": config.pad_token_id, "use_cache": not config.dilated}
 
 
-def export_transformers(model: RecurrentDepthTransformer, folder: str | os.PathLike, **notes: object) -> Path:
+def export_transformers(model: RecurrentDepthTransformer, folder: str | os.PathLike, /, **notes: object) -> Path:
     """Write a checkpoint that ``RecurrentDepthTransformer.from_pretrained`` and transformers load.
 
     ``transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` runs the Python file in the

@@ -95,11 +95,21 @@ def run_with_cache(
 def patch(value: Tensor, position: int | slice = slice(None)) -> Hook:
     """A hook that puts ``value`` in the place of what is at ``position``: (B, D), or (B, T, D) for a slice.
 
-    Negative positions count from the end. With padding, look the position up for each sequence.
+    Negative positions count from the end. They are the same in all sequences; where these are padded, patch each alone.
+
+    Raises:
+        ValueError: for a position that is no whole number or slice; in the hook, for one that the sequences do not have
+            and for a value of another shape.
     """
+    if not isinstance(position, slice):
+        position = check_int("position", position, -(2**31), 2**31)
 
     def put(current: Tensor, point: HookPoint) -> Tensor:
+        if isinstance(position, int) and not -current.shape[1] <= position < current.shape[1]:
+            raise ValueError(f"position={position} is not in a sequence of {current.shape[1]}")
         new = current.clone()
+        if (place := new[:, position]).shape != value.shape:
+            raise ValueError(f"value of shape {tuple(value.shape)} where {point.name} has {tuple(place.shape)}")
         new[:, position] = value.to(current)
         return new
 

@@ -447,6 +447,15 @@ def test_failure_between_the_two_files_of_a_new_folder_leaves_a_checkpoint(tmp_p
     assert_one_of(tmp_path, model)
 
 
+def test_a_folder_in_the_place_of_one_file_leaves_the_others_as_they_were(tmp_path):
+    (tmp_path / "first").write_bytes(b"old")
+    (tmp_path / "second").mkdir()
+    with pytest.raises(IsADirectoryError, match="second"):
+        write_files({tmp_path / "first": b"new", tmp_path / "second": b"new"})
+    assert (tmp_path / "first").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["first", "second"]
+
+
 @pytest.mark.parametrize("function", ["replace", "fsync"])
 def test_failed_write_leaves_the_old_content_and_no_temporary_file(function, tmp_path, monkeypatch):
     path = tmp_path / "file"

@@ -92,6 +92,8 @@ def test_a_row_that_cannot_be_used_is_named_by_its_line(row, path):
 def test_lines_are_counted_as_an_editor_counts_them(path):
     with pytest.raises(ValueError, match=r"\n  line 5: "):
         read(write(path, "", "351,4", "x,1", header="\nchain,answer"))
+    with pytest.raises(ValueError, match=r"\n  line 2: .*\n  line 5: "):  # a row in quotes begins where it begins
+        read(write(path, '"3\n5\n1",9', "x,1"))
 
 
 @pytest.mark.parametrize(("count", "rest"), [(10, ""), (13, "\n  and 3 more")])

@@ -4,6 +4,7 @@ import pytest
 
 from mythos_lite import RecurrentDepthTransformer
 from mythos_lite.__main__ import main
+from mythos_lite.files.checkpoint import open_checkpoint
 
 
 def run(capsys, *arguments):
@@ -15,6 +16,27 @@ def test_a_folder_for_transformers(tmp_path, capsys):
     pytest.importorskip("transformers")
     assert run(capsys, "transformers", "mod7", tmp_path / "hf") == (0, f"written to {tmp_path / 'hf'}\n", "")
     assert RecurrentDepthTransformer.from_pretrained(tmp_path / "hf").config.window == 2
+
+
+def test_a_folder_for_transformers_keeps_the_notes_and_takes_no_other_models_place(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    notes = {**open_checkpoint("mod7").notes, "task": {"kind": "ChainTask", "start_token": False}}
+    RecurrentDepthTransformer.from_pretrained("mod7").save_pretrained(tmp_path / "own", **notes)
+    assert run(capsys, "transformers", tmp_path / "own", tmp_path / "hf")[0] == 0
+    assert open_checkpoint(tmp_path / "hf").notes == notes
+    for target, said in ((tmp_path / "own", "holds a checkpoint; name another folder"), ("", "OUT is empty")):
+        before = (tmp_path / "own" / "config.json").read_bytes()
+        status, out, err = run(capsys, "transformers", "mod7-experts", target)
+        assert (status, out) == (2, "")
+        assert said in err
+        assert (tmp_path / "own" / "config.json").read_bytes() == before
+
+
+def test_weights_in_half_precision_are_exported_in_float32(tmp_path, capsys):
+    for library in ("onnx", "onnxscript"):
+        pytest.importorskip(library)
+    RecurrentDepthTransformer.from_pretrained("mod7").bfloat16().save_pretrained(tmp_path / "half")
+    assert run(capsys, "onnx", tmp_path / "half", tmp_path / "half.onnx")[0] == 0
 
 
 def test_an_onnx_file(tmp_path, capsys):

@@ -133,12 +133,15 @@ def test_a_task_that_is_not_the_models_or_has_no_digits_is_refused(task, tmp_pat
 
 
 def test_the_command_takes_the_tokenizer_from_the_notes(tmp_path):
-    task = {"kind": "ChainTask", **dataclasses.asdict(ChainTask())}
-    for notes, model in (({"task": task}, "gpt2"), ({}, "none"), ({"task": {"kind": "ChainTask", "n": 1}}, "none")):
-        make_model().save_pretrained(tmp_path / model / str(len(notes)), **notes)
+    kinds = {"digits": {"kind": "ChainTask"}, "tuned": {"kind": "file", "start_token": False}, "no": {"kind": "?"}}
+    for name, notes in {**{name: {"task": kind} for name, kind in kinds.items()}, "nothing": {}}.items():
+        make_model().half().save_pretrained(tmp_path / name, **notes)
         path = tmp_path / "model.gguf"
-        assert main(["export", "gguf", str(tmp_path / model / str(len(notes))), str(path)]) == 0
-        assert gguf.GGUFReader(path).fields["tokenizer.ggml.model"].contents() == model
+        assert main(["export", "gguf", str(tmp_path / name), str(path)]) == 0
+        fields = gguf.GGUFReader(path).fields
+        tokenizer = "gpt2" if name in ("digits", "tuned") else "none"
+        assert fields["tokenizer.ggml.model"].contents() == tokenizer
+        assert tokenizer == "none" or fields["tokenizer.ggml.add_bos_token"].contents() == (name == "digits")
 
 
 # ---------------------------------------------------------------- what is not written
@@ -289,6 +292,34 @@ def test_a_missing_library_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r"gguf is needed .*: pip install gguf$"):
         read_gguf(path)
+
+
+def announcing(value):
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + value + b"x" * 100
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        announcing(struct.pack("<IIQ", 9, 0, 2**40)),
+        announcing(struct.pack("<IIQ", 9, 8, 2**40)),
+        announcing(struct.pack("<IQ", 8, 2**63)),
+        announcing(struct.pack("<I", 9) + 5000 * struct.pack("<IQ", 9, 1)),
+        b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0),
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60),
+        b"GGUF",
+    ],
+    ids=["array", "texts", "text", "nested", "tensors", "keys", "nothing"],
+)
+def test_a_file_that_announces_more_than_it_holds_is_refused_at_once(content, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a whole GGUF file: it (announces more than it holds|has a value)"):
+        read_gguf(tmp_path / "model.gguf")
+
+
+def test_a_file_with_more_loops_than_can_be_run_is_refused(path, tmp_path):
+    with pytest.raises(CheckpointError, match="asks for 4,294,967,295 loops"):
+        read_gguf(rewritten(path, tmp_path / "other.gguf", {"nanbeige.num_loops": 2**32 - 1}))
 
 
 # ---------------------------------------------------------------- llama.cpp itself

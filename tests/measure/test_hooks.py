@@ -137,3 +137,31 @@ def test_points_that_a_pass_does_not_have_are_refused(name):
 def test_values_of_another_shape_are_refused(new):
     with pytest.raises(ValueError, match=r"the hook at 'loop\.1\.state' must return shape \(2, 7, 32\), not"):
         run_with_hooks(make_model(), tokens(), n_loops=2, fwd_hooks=[("loop.1.state", lambda value, hook: new)])
+
+
+def test_a_patch_goes_to_one_position_of_all_sequences():
+    model, ids = make_model(), tokens()
+    state = run_with_cache(model, ids, n_loops=2)[1]["loop.1.state"]
+    for value, position in ((state[:, 3], 3), (state[:, 3], -4), (state[:, 3:5], slice(3, 5))):
+        seen = []
+        hooks = [
+            ("loop.1.state", patch(10 + value, position)),
+            ("loop.1.state", lambda now, hook, s=seen: s.append(now)),
+        ]
+        run_with_hooks(model, ids, n_loops=2, fwd_hooks=hooks)
+        wanted = state.clone()
+        wanted[:, position] = 10 + value
+        assert torch.equal(seen[0], wanted)
+
+
+def test_a_patch_that_would_go_elsewhere_is_refused():
+    model, ids = make_model(), tokens()
+    state = run_with_cache(model, ids, n_loops=2)[1]["loop.1.state"]
+    for position in (torch.tensor([1, 2]), [1, 2], 1.0, None, True):
+        with pytest.raises(ValueError, match="position"):
+            patch(state, position)
+    square = torch.zeros(7, 7, 32)  # as many sequences as positions, and the position forgotten
+    for value, position, said in ((state[:, 3], 7, "position=7 is not in a sequence of 7"), (square[:, 3], slice(None),
+                                  "value of shape"), (state[:1, 3], 3, "value of shape")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            run_with_hooks(model, ids, n_loops=2, fwd_hooks=[("loop.1.state", patch(value, position))])
