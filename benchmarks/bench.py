@@ -465,7 +465,10 @@ PARTS = {part.__name__: part for part in (training, tutorial, decoding, absorbed
 
 def shown(rows: Sequence[dict]) -> str:
     """Rows as a Markdown table."""
-    lines = ["| what | ours | beside it | ratio (quartiles) | to reach | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| what | ours | beside it | ratio (quartiles) | to reach | reached |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         value = f"{row['value']:,g} {row['unit']}"
         beside = f"{row['other']:,g} ({row['beside']})" if "other" in row else row.get("note", "")

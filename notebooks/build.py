@@ -307,7 +307,10 @@ def exercise_table(manifest: dict) -> str:
     for index, lesson in enumerate(manifest["lessons"]):
         notebook = nbformat.read(notebook_path(lesson), as_version=4)
         lines += ["", f"## {index + 1}. [{lesson['title']}]({lesson['file']}.ipynb)", ""]
-        lines += ["| | builds | | minutes | lines | used again in |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            "| exercise | builds | title | minutes | lines | used again in |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
         lines += [
             f"| {number} | `{exercise.name}` | {exercise.title} | {exercise.minutes} | {lines_of(exercise.solution)} | "
             f"{'; '.join(used_again(notebook, number, exercise.name))} |"
@@ -320,7 +323,7 @@ def colab_links(manifest: dict) -> str:
     table, how = lesson_table(manifest), [UPLOAD, ""]
     if manifest["repository"]:
         links = [f"[open in Colab]({colab_url(manifest, lesson)})" for lesson in every(manifest)]
-        rows = zip(table.splitlines(), ["", "---", *links], strict=True)
+        rows = zip(table.splitlines(), ["link", "---", *links], strict=True)
         table, how = "".join(f"{row} {link} |\n" for row, link in rows), []
     said = "Written by `notebooks/build.py` from `notebooks/lessons.json`; the cells' minutes are of a CPU."
     return "\n".join(["# The lessons in Colab", "", said, "", *how, table])
@@ -333,7 +336,14 @@ def lesson_table(manifest: dict) -> str:
         f"{one['minutes']} |"
         for one in every(manifest)
     ]
-    return "\n".join(["| | lesson | | your minutes | its cells' |", "| --- | --- | --- | --- | --- |", *rows, ""])
+    return "\n".join(
+        [
+            "| number | lesson | what it is about | your minutes | its cells' |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 def write_shared(manifest: dict) -> None:

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "cuda": ("cuda.json", elsewhere.cuda_table),
     "llama models": ("llama_cpp.json", elsewhere.llama_models_table),
     "llama.cpp": ("llama_cpp.json", elsewhere.llama_cpp_table),
+    "fine-tuning": ("finetuning.json", elsewhere.finetuning_table),
     "bits": ("quantization.json", elsewhere.quantization_table),
     "bits, time": ("quantization.json", elsewhere.latency_table),
 }

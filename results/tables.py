@@ -104,6 +104,13 @@ def two_changes_table(summary: dict) -> str:
     return _table("2,000 steps of the published training", summary["two-changes"], columns)
 
 
+def cures_table(summary: dict) -> str:
+    """What is added to the loss, and whether answers stay."""
+    asked = [("3–5", 4), ("6–8", 8), ("6–8", 32), ("6–8", 128), ("64", 64), ("64", 128), ("128", 128), ("128", 256)]
+    columns = [("seeds", _seeds), *(_at(*a) for a in asked), ("gain over 8 digits", _range_of("gains"))]
+    return _table("model, and what is added", summary["cures"], columns)
+
+
 def spans_table(rows: Sequence[dict]) -> str:
     """What ``benchmarks/spans.py`` found: calls in a row, and milliseconds of one chain."""
     names = list(dict.fromkeys(row["way"] for row in rows))
@@ -183,7 +190,7 @@ TABLES = {
     "ladder": ladder_table, "mends": mends_table, "removal": removal_table, "final": final_table,
     "baselines": baseline_table, "tasks": task_table, "baseline tasks": baseline_task_table,
     "doubling": doubling_table, "words": words_table, "pointers": pointers_table,
-    "two changes": two_changes_table,
+    "two changes": two_changes_table, "cures": cures_table,
     "rest": rest_table, "spread": spread_table, "cost": cost_table,
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ from mythos_lite.model.layers import rotary_tables
 from mythos_lite.model.loop import RecurrentDepthTransformer
 
 transformers = need("transformers")
+need("transformers.modeling_utils")  # which transformers loads when it is first asked for a model
 cache_utils, outputs = need("transformers.cache_utils"), need("transformers.modeling_outputs")
 
 _FIELDS = [field.name for field in dataclasses.fields(outputs.CausalLMOutputWithPast)]

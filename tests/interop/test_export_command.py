@@ -1,5 +1,8 @@
 """``python -m mythos_lite export``."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mythos_lite import RecurrentDepthTransformer
@@ -75,3 +78,10 @@ def test_what_is_not_possible_is_said(arguments, message, tmp_path, monkeypatch,
     assert (status, out) == (2, "")
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_other_libraries_say_nothing(tmp_path):
+    pytest.importorskip("transformers")
+    command = [sys.executable, "-m", "mythos_lite", "export", "transformers", "mod7", str(tmp_path / "hf")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == (f"written to {tmp_path / 'hf'}\n", "")
