@@ -632,6 +632,7 @@ async function main() {
   fillFacts();
   let typing;
   $("chain").addEventListener("input", () => {
+    asked = { digits: [], rows: new Map(), name: asked.name }; // what is still being computed is of the old chain
     busy(true);
     clearTimeout(typing);
     typing = setTimeout(() => ask().catch(fail), 150);

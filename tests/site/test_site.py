@@ -409,3 +409,14 @@ def test_accessible_by_the_rules_of_axe(visit, name, scheme):
     found = page.evaluate("axe.run().then(found => found.violations)")
     said = [(rule["id"], len(rule["nodes"]), rule["nodes"][0]["html"][:160]) for rule in found]
     assert said == []
+
+
+def test_an_answer_to_the_chain_before_is_not_shown_as_this_ones(play):
+    """The other model is still being asked the old chain when a new one is typed."""
+    page = play()
+    page.locator("input[value=mod7-doubling]").check()
+    page.locator("#chain").fill("3506241166543")
+    time.sleep(0.1)  # less than the page waits for further digits
+    assert page.locator(".results").get_attribute("aria-busy") == "true"
+    page.locator(".results[aria-busy=false]").wait_for()
+    assert page.locator("#sums tbody tr").first.locator("td").count() >= 13
