@@ -16,7 +16,7 @@ import torch
 
 from mythos_lite import __version__
 from mythos_lite.checks import NonFiniteError, check_choice, check_int
-from mythos_lite.files.checkpoint import CONFIG_FILE, WEIGHTS_FILE, open_checkpoint
+from mythos_lite.files.checkpoint import holds_checkpoint, open_checkpoint
 from mythos_lite.model.loop import RecurrentDepthTransformer
 from mythos_lite.study.experiment import run_experiment, run_folder
 from mythos_lite.study.plan import STUDIES, chosen_runs, experiment_run
@@ -343,7 +343,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.format == "transformers":
         from mythos_lite.interop.hf import export_transformers as export
 
-        if any((Path(args.out) / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+        if holds_checkpoint(args.out):
             raise ValueError(f"{args.out} holds a checkpoint; name another folder")
         options = found.notes
     elif args.format == "onnx":

@@ -124,6 +124,11 @@ def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
+def holds_checkpoint(folder: str | os.PathLike) -> bool:
+    """Whether one of a checkpoint's two files is there."""
+    return any((Path(folder) / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
+
+
 def open_checkpoint(folder_or_name: str | os.PathLike) -> Checkpoint:
     """Read a checkpoint folder, or one that ships with the package; ``CheckpointError`` says what is wrong with it."""
     folder = Path(folder_or_name)

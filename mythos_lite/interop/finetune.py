@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from mythos_lite.checks import NonFiniteError, reject
 from mythos_lite.config import TrainConfig
 from mythos_lite.files.atomic import make_folder, only_writer
-from mythos_lite.files.checkpoint import CONFIG_FILE, WEIGHTS_FILE, open_checkpoint
+from mythos_lite.files.checkpoint import holds_checkpoint, open_checkpoint
 from mythos_lite.interop.csv_chains import digits_of, encode_chains, read_chains, split_chains, take
 from mythos_lite.interop.extras import need
 from mythos_lite.model.loop import RecurrentDepthTransformer
@@ -70,7 +70,7 @@ def finetune(
     """
     if bits not in (4, 32):
         reject("bits", bits, "it must be 4 or 32")
-    if not os.fspath(out) or any((Path(out) / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+    if not os.fspath(out) or holds_checkpoint(out):
         reject("out", os.fspath(out), "name a folder that holds no checkpoint yet")
     model, task = _open_base(base)
     n_parameters = model.n_parameters()
