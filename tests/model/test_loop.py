@@ -752,7 +752,9 @@ def test_bfloat16_is_finite_and_close_to_float32(variant):
     exact = model.float()(ids, n_loops=4, trace=True)  # the very same weights
     same = same_experts(out.trace, exact.trace)  # rounding decides between experts that are as good as equal
     assert same.float().mean() > (0.5 if model.config.n_experts else 0.99)
-    assert (out.logits.float() - exact.logits)[same].norm() < 0.03 * exact.logits[same].norm()
+    errors = ((out.logits.float() - exact.logits).norm(dim=-1) / exact.logits.norm(dim=-1))[same]
+    assert errors.median() < 0.02
+    assert errors.max() < 0.25  # some states magnify a rounding, and which one it is depends on the processor
 
 
 @pytest.mark.parametrize("variant", ["gqa dense lti", "everything"])
