@@ -27,7 +27,7 @@ from mythos_lite.task.loss import chain_loss, loss_of_turns
 
 NOISE = 0.2
 """Standard deviation, where the states of a trained model with a tanh lie near ±1."""
-REST_WEIGHT, JACOBIAN_WEIGHT = 0.1, 0.01
+REST_WEIGHT, JACOBIAN_WEIGHT = 0.01, 0.01
 _POWER_STEPS, _STEP = 3, 1e-2
 _NOISE, _DIRECTIONS = 20, 21  # streams of a seed, apart from those of training
 
