@@ -1,10 +1,10 @@
 """How a learning rate suits a baseline, on a seed that no table uses, for weights, batches and chains.
 
-    python benchmarks/baseline_rates.py GRU --lr 5e-4
-    python benchmarks/baseline_rates.py "A5: GRU" --lr 5e-4 --device cuda
+    python benchmarks/baseline_rates.py "baselines: GRU" --lr 5e-4
+    python benchmarks/baseline_rates.py "words: A5: GRU" --lr 5e-4 --device cuda
 
 A model with a loop is asked with as many loops as digits. Prints one line of JSON; the lines behind the numbers in
-``results/README.md`` are in ``results/tuning.jsonl``.
+``results/README.md`` are in ``results/tuning.jsonl``, earlier ones without the study's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEED = 10
 
 def main() -> None:
     runs = (*baselines(SEED), *baseline_tasks(SEED), *words(SEED), *pointers(SEED))
-    runs = {run.rung: run for run in runs if isinstance(run.model, BaselineConfig)}
+    runs = {f"{run.study}: {run.rung}": run for run in runs if isinstance(run.model, BaselineConfig)}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("baseline", choices=runs, metavar="ROW", help="; ".join(runs))
     parser.add_argument("--lr", type=float, required=True)
