@@ -54,7 +54,7 @@ def test_fixed_point_loss_is_the_squared_residual_of_one_loop_more(monkeypatch):
     *_, last = model.loop(batch.token_ids, 4)
     moved = ((last.state - last.previous).norm(dim=-1) / last.previous.norm(dim=-1)) ** 2
     read = batch.token_ids != model.config.pad_token_id
-    assert added.item() == pytest.approx(10 * moved[read].mean().item(), rel=1e-3)
+    assert added.item() == pytest.approx(cures.REST_WEIGHT * moved[read].mean().item(), rel=1e-3)
 
 
 def test_jacobian_penalty_is_near_the_largest_singular_value_squared():
