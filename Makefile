@@ -25,12 +25,12 @@ define CREATE
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help experiment site test test-coverage test-study test-browser test-site test-colab test-fast test-lowest test-cuda test-out bench colab-versions lint lab notebooks clean
+.PHONY: help experiment site test test-study test-browser test-site test-colab test-fast test-lowest test-cuda test-out bench colab-versions lint lab notebooks clean
 
 help:
 	@echo "make experiment   train the model on digit chains and plot loops against accuracy (2 to 4 minutes)"
 	@echo "make test         run the tests, and the lessons whole with the newest versions, from an empty folder"
-	@echo "make test-coverage  run the tests and say which lines of the package none of them reaches"
+	@echo "make test COVERAGE=--cov  say besides which lines of the package none of the tests reaches"
 	@echo "make test-colab   run the lessons whole with Colab's versions: from a wheel, and as standalone files without network"
 	@echo "make lab          open the lessons in JupyterLab"
 	@echo "make test-study   rerun three rows of the study and compare them with the committed ones (5 to 10 minutes)"
@@ -51,11 +51,8 @@ experiment: $(VENV)/package
 	$(IN_VENV) -m mythos_lite experiment $(ARGS)
 
 test: $(VENV)/tests lint
-	$(IN_VENV) -m pytest -n 2 $(ARGS)
+	$(IN_VENV) -m pytest -n 2 $(COVERAGE) $(ARGS)
 	$(if $(ARGS),,$(IN_VENV) tests/colab/lessons.py newest)
-
-test-coverage: $(VENV)/tests
-	$(IN_VENV) -m pytest -n 2 --cov $(ARGS)
 
 test-colab: colab-versions
 	$(COLAB)/bin/python tests/colab/lessons.py colab

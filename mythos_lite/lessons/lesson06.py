@@ -573,22 +573,23 @@ def _swap_case(
 def _fault_in_swapped(answer: Callable) -> str | None:
     # Given too few loops, and by a model that has learned nothing, the answers are no sums of the digits: whoever adds
     # digits, splices tokens, runs other loops or swaps at another time answers otherwise.
-    cases = [
+    cases = [  # short runs first: they tell most wrong rules apart
+        _swap_case(8, 5, 3, 3),
+        _swap_case(8, 5, 4, 4),
+        _swap_case(8, 8, 6, 3, trained=False),
         _swap_case(8, 5, 0, 16),
         _swap_case(6, 2, 1, 12, same_digit=False),
         _swap_case(8, 3, 2, 16),
-        _swap_case(8, 5, 3, 3),
-        _swap_case(8, 5, 4, 4),
         _swap_case(8, 8, 5, 16),
-        _swap_case(8, 8, 6, 3, trained=False),
     ]
     found = []
     for model, ids, others, position, n_loops in cases:
         found.append(answer(model, ids.clone(), others.clone(), position, n_loops))
     for got, case in zip(found, cases, strict=True):
         # Held from before the first call on, or from after it: both are a way to hold it.
-        ways = swapped_answers(*case), _swap_with(*case, swap="throughout")
-        wanted = next((way for way in ways if same(got, way)), ways[0])
+        wanted = swapped_answers(*case)
+        if not same(got, wanted) and same(got, throughout := _swap_with(*case, swap="throughout")):
+            wanted = throughout
         if isinstance(got, Tensor) and got.shape == (*wanted.shape, case[0].config.vocab_size):
             return "these are logits: an answer is the token with the largest"
         fault = difference(got, wanted)
