@@ -45,7 +45,7 @@ def built() -> dict[Path, bytes]:
     """Every file that follows from the records, with what belongs into it."""
     records = pooling.read_records(FOLDER / "study")
     single = [record for record in records if record["study"] == "experiment"]
-    found = pooling.summarise(record for record in records if record["study"] != "experiment")
+    found = pooling.summarise(records)
     made = {name: table(found) for name, table in tables.TABLES.items()}
     files = {summary.SUMMARY: (json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n").encode()}
     dense = [record for record in single if "experts" not in record["rung"]]

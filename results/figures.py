@@ -11,6 +11,7 @@ from mythos_lite.measure import plots
 from mythos_lite.measure.sweep import make_row
 from mythos_lite.study.depth import DOUBLING, pointers
 from mythos_lite.study.plan import FINAL_RUNG, STUDIES, passing, windows
+from mythos_lite.task.chains import ChainTask
 
 _BESIDE = ("transformer, same parameters", "LSTM", "GRU", "Elman RNN", "tanh RNN")
 """The baselines of one figure; the others are transformers that guess on long chains too, and a convolution."""
@@ -18,6 +19,8 @@ _TRAINED_STEPS = pointers(0)[0].train.max_digits
 KNOWN = 0.99
 """Share of the chains of trained length from which on a run counts as having learned them."""
 UNLEARNED = "short chains not learned"
+LEAST_GAIN = 1e-7
+"""Of float32: a gain of less is none."""
 
 
 def how_far(summary: dict) -> Figure:
@@ -115,17 +118,22 @@ def gains_and_accuracies(summary: dict) -> dict[str, list[tuple[float, float]]]:
     """(gain over 8 digits, accuracy on 64 digits at 64 loops) of every run on digit chains modulo 7 that has a gain.
 
     Runs with a window and with full attention apart, and those apart that are right on less than ``KNOWN`` of the
-    chains of trained length.
+    chains of trained length. Gains below ``LEAST_GAIN`` are given as that.
     """
     points: dict = {"window of 2": [], "full attention": [], UNLEARNED: []}
-    for study in ("ladder", "removal", "final"):
-        windows = {run.rung: run.model.window for run in STUDIES[study][0](0)}
-        for rung, entry in summary[study].items():
-            name = "full attention" if windows[rung] is None else f"window of {windows[rung]}"
-            seeds = zip(entry["gains"], accuracies(entry, "2–5", 4), accuracies(entry, "64", 64), strict=True)
+    for study in ("ladder", "removal", "final", "two-changes", "cures", "experiment"):
+        runs = {run.rung: run for run in STUDIES[study][0](0)}
+        for rung, entry in summary.get(study, {}).items():
+            task = runs[rung].task
+            if not (isinstance(task, ChainTask) and task.modulus == 7) or all(gain is None for gain in entry["gains"]):
+                continue
+            window = runs[rung].model.window
+            name = "full attention" if window is None else f"window of {window}"
+            trained = "2–5" if "2–5" in entry["correct"] else "3–5"
+            seeds = zip(entry["gains"], accuracies(entry, trained, 4), accuracies(entry, "64", 64), strict=True)
             for gain, known, far in seeds:
                 if gain is not None:
-                    points[name if known >= KNOWN else UNLEARNED].append((gain, far))
+                    points[name if known >= KNOWN else UNLEARNED].append((max(gain, LEAST_GAIN), far))
     return points
 
 
