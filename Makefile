@@ -33,7 +33,7 @@ help:
 	@echo "make test COVERAGE=--cov  say besides which lines of the package none of the tests reaches"
 	@echo "make test-colab   run the lessons whole with Colab's versions: from a wheel, and as standalone files without network"
 	@echo "make lab          open the lessons in JupyterLab"
-	@echo "make test-study   rerun three rows of the study and compare them with the committed ones (5 to 10 minutes)"
+	@echo "make test-study   rerun four rows of the study and compare them with the committed ones (5 to 10 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make site         build the site, with lessons as pages and the model in the browser, into site/_build/html; needs npm"
 	@echo "make test-site    build it, and try it in Chromium"
@@ -78,6 +78,7 @@ test-cuda: $(if $(TORCH_PYTHON),,$(VENV)/tests)
 test-study: $(VENV)/package
 	rm -rf runs/slice
 	$(IN_VENV) -m mythos_lite study ladder removal --rungs "as published" "+ loss from the needed loop on, one digit too" "experts not balanced" --seeds 0 --results runs/slice --compare results/study
+	$(IN_VENV) -m mythos_lite study baseline-tasks --rungs "parity: GRU" --seeds 50 --results runs/slice --compare results/study
 
 test-out: $(OUT)/created
 	$(OUT)/bin/python -m pytest -n 2 tests/interop $(ARGS)
