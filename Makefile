@@ -51,7 +51,7 @@ experiment: $(VENV)/package
 	$(IN_VENV) -m mythos_lite experiment $(ARGS)
 
 test: $(VENV)/tests lint
-	$(IN_VENV) -m pytest -n 2 $(COVERAGE) $(ARGS)
+	$(IN_VENV) -m pytest -n 2 $(ARGS) $(COVERAGE)
 	$(if $(ARGS),,$(IN_VENV) tests/colab/lessons.py newest)
 
 test-colab: colab-versions
