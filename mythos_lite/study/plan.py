@@ -226,12 +226,12 @@ BASELINE_TASK_SWEEPS = (
 )
 WIDER_BASELINES = {
     "LSTM": ({"d_model": 228}, 5e-3),
-    "GRU": ({"d_model": 261}, 5e-4),
+    "GRU": ({"d_model": 261}, 2e-3),
     "Elman RNN": ({"d_model": 429}, 1e-3),
     "tanh RNN": ({"d_model": 192, "d_ff": 744}, 1e-3),
     CONVOLUTION: ({"d_model": 176}, 1e-3),
 }
-"""Widths with the parameters of the looped model of S5, and learning rates tried on it on seed 10."""
+"""Widths with the parameters of the looped model of S5, and learning rates, one tried on it on seed 10 each."""
 
 
 def baseline_tasks(seed: int) -> list[Run]:
