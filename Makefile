@@ -33,7 +33,7 @@ help:
 	@echo "make test COVERAGE=--cov  say besides which lines of the package none of the tests reaches"
 	@echo "make test-colab   run the lessons whole with Colab's versions: from a wheel, and as standalone files without network"
 	@echo "make lab          open the lessons in JupyterLab"
-	@echo "make test-study   rerun four rows of the study and compare them with the committed ones (5 to 10 minutes)"
+	@echo "make test-study   rerun four rows of the study and compare them with the committed ones (6 to 12 minutes)"
 	@echo "make test-browser run a lesson in JupyterLab in Chromium"
 	@echo "make site         build the site, with lessons as pages and the model in the browser, into site/_build/html; needs npm"
 	@echo "make test-site    build it, and try it in Chromium"

@@ -167,7 +167,7 @@ def spread_table(summary: dict) -> str:
     settings = {
         f"{study}: {rung}": e
         for study, rungs in summary.items()
-        if study not in ("windows", "passing", "doubling", "words", "pointers", "two-changes", "cures", "experiment")
+        if study in ("ladder", "removal", "final", "baselines", "tasks", "baseline-tasks")
         for rung, e in rungs.items()
     }
 
